@@ -1,0 +1,72 @@
+"""What an engine is: a ragged batch in, arrays out.
+
+Legend: T tokens, B rows, H hidden, V vocabulary, M asked positions, C outputs of a head.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from enrobe.config import EncoderConfig, HeadConfig
+from enrobe.text.ragged import Ids, Ragged
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Which outputs are wanted; nothing else is computed.
+
+    layers: hidden states, 0 for the embeddings up to the number of layers for the last.
+    heads: names of heads.
+    """
+
+    layers: tuple[int, ...] = ()
+    heads: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What was asked for.
+
+    Shapes: hidden[layer] (T, H); heads[name] (B, C) of a sequence head, (T, C) of a tag or answer
+    head, (M, V) logits of a masked-LM head at the asked positions.
+    """
+
+    hidden: Mapping[int, Array] = field(default_factory=dict)
+    heads: Mapping[str, Array] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """Runs one model. `run` may be called from several threads."""
+
+    name: str
+    precision: str
+    config: EncoderConfig
+    heads: Mapping[str, HeadConfig]
+
+    def run(self, batch: Ragged, request: Request, at: Ids | None = None) -> Outputs:
+        """Compute what is asked for.
+
+        Args:
+            batch: rows of at most `config.max_tokens` tokens.
+            request: layers and heads.
+            at: positions (M,) in the flat batch for the masked-LM head, ascending; needed
+                by it, ignored without it.
+        """
+        ...
+
+
+def check(batch: Ragged, request: Request, at: Ids | None, engine: Engine) -> None:
+    """Assert what callers above must have made sure of."""
+    config = engine.config
+    assert len(batch) > 0 and int(batch.lengths.max()) <= config.max_tokens
+    assert 0 <= int(batch.ids.min()) and int(batch.ids.max()) < config.vocab_size
+    assert all(0 <= layer <= config.num_layers for layer in request.layers)
+    assert all(name in engine.heads for name in request.heads)
+    if any(engine.heads[name].kind == "mlm" for name in request.heads):
+        assert at is not None and len(at) > 0
+        assert (np.diff(at) > 0).all() and 0 <= at[0] and at[-1] < len(batch.ids)

@@ -1,0 +1,192 @@
+"""The encoder and its heads as an ONNX graph, built node by node from a configuration.
+
+Linear layers, norms and activations work on flat tokens; only inside attention are rows gathered
+into a padded block and back. The graph holds what a request asks for and nothing else, and names
+its weights without holding them: the session gets them by name.
+
+Legend: T tokens, B rows, S longest row, H hidden, V vocabulary, M asked positions, P picked
+positions (those that the last layer has to be computed at), Q most picks of one row.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from enrobe.config import EncoderConfig, HeadConfig
+from enrobe.engines.base import Request
+
+# The fused attention and residual-norm operators of ONNX Runtime.
+_CONTRIB = "com.microsoft"
+_OPSET = 20
+_IR_VERSION = 9
+
+_INPUTS: dict[str, tuple[int, list[str]]] = {
+    "ids": (TensorProto.INT64, ["T"]),
+    "positions": (TensorProto.INT64, ["T"]),
+    "types": (TensorProto.INT64, ["T"]),
+    "lengths": (TensorProto.INT32, ["B"]),
+    "cells": (TensorProto.INT64, ["B", "S"]),
+    "tokens": (TensorProto.INT64, ["T"]),
+    "picks": (TensorProto.INT64, ["P"]),
+    "pick_cells": (TensorProto.INT64, ["B", "Q"]),
+    "pick_tokens": (TensorProto.INT64, ["P"]),
+    "at": (TensorProto.INT64, ["M"]),
+    "firsts": (TensorProto.INT64, ["B"]),
+}
+"""What the graph may take; the engine feeds those that the built graph has.
+
+cells[b, s] is the flat token of row b's s-th place (any token beyond the row's end); tokens[t] is
+the place of token t in the flattened block. The pick_ inputs say the same of the picked positions.
+"""
+
+
+def picks(heads: Mapping[str, HeadConfig], request: Request, last: int) -> str | None:
+    """The input ("at" or "firsts") to which the last layer can be confined, or None.
+
+    Where only masked positions, or only first tokens, are read after the last layer, its queries,
+    output and feed-forward are wanted there alone; keys and values are wanted everywhere.
+    """
+    if last in request.layers or not request.heads:
+        return None
+    kinds = [heads[name] for name in request.heads]
+    if all(head.kind == "mlm" for head in kinds):
+        return "at"
+    if all(head.is_sequence for head in kinds):
+        return "firsts"
+    return None
+
+
+class _Builder:
+    """Collects nodes; `linear` and its kin return the name of their output."""
+
+    def __init__(self, config: EncoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.config = config
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: dict[str, None] = {}
+        self.constants: dict[str, npt.NDArray[np.int64]] = {}
+        self.used: dict[str, None] = {}
+        self._shapes = shapes
+
+    def node(self, op: str, inputs: list[str], domain: str = "", **attributes: Any) -> str:
+        for name in inputs:
+            if name in _INPUTS:
+                self.used[name] = None
+        output = f"{op}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, inputs, [output], domain=domain, **attributes))
+        return output
+
+    def weight(self, name: str) -> str:
+        assert name in self._shapes, name
+        self.weights[name] = None
+        return name
+
+    def constant(self, name: str, value: list[int]) -> str:
+        self.constants[name] = np.array(value, np.int64)
+        return name
+
+    def linear(self, x: str, name: str) -> str:
+        weight, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
+        return self.node("Gemm", [x, weight, bias], transB=1)
+
+    def norm(self, x: str, name: str) -> str:
+        inputs = [x, self.weight(f"{name}.weight"), self.weight(f"{name}.bias")]
+        return self.node("LayerNormalization", inputs, epsilon=self.config.layer_norm_eps)
+
+    def add_norm(self, x: str, residual: str, name: str) -> str:
+        inputs = [x, residual, self.weight(f"{name}.weight"), self.weight(f"{name}.bias")]
+        return self.node(
+            "SkipLayerNormalization", inputs, _CONTRIB, epsilon=self.config.layer_norm_eps
+        )
+
+    def embeddings(self) -> str:
+        word = self.node("Gather", [self.weight("embeddings.word.weight"), "ids"])
+        place = self.node("Gather", [self.weight("embeddings.position.weight"), "positions"])
+        total = word
+        if self.config.type_vocab_size:
+            kind = self.node("Gather", [self.weight("embeddings.type.weight"), "types"])
+            total = self.node("Add", [word, kind])
+        return self.norm(self.node("Add", [total, place]), "embeddings.norm")
+
+    def layer(self, x: str, index: int, *, picked: bool) -> str:
+        """One layer; `picked` computes it at the picked positions only."""
+        name = f"layers.{index}"
+        asking = self.node("Gather", [x, "picks"]) if picked else x
+        query_cells, query_tokens = ("pick_cells", "pick_tokens") if picked else ("cells", "tokens")
+        query = self.node("Gather", [self.linear(asking, f"{name}.query"), query_cells])
+        key = self.node("Gather", [self.linear(x, f"{name}.key"), "cells"])
+        value = self.node("Gather", [self.linear(x, f"{name}.value"), "cells"])
+        block = self.node(
+            "MultiHeadAttention",
+            [query, key, value, "", "lengths"],
+            _CONTRIB,
+            num_heads=self.config.num_heads,
+        )
+        flat = self.node("Reshape", [block, self.constant("flat", [-1, self.config.hidden_size])])
+        mixed = self.linear(self.node("Gather", [flat, query_tokens]), f"{name}.output")
+        middle = self.add_norm(mixed, asking, f"{name}.attention_norm")
+        wide = self.node("Gelu", [self.linear(middle, f"{name}.up")])
+        return self.add_norm(self.linear(wide, f"{name}.down"), middle, f"{name}.norm")
+
+    def head(self, x: str, name: str, head: HeadConfig, *, picked: bool) -> str:
+        path = f"heads.{name}"
+        if head.kind == "mlm":
+            asked = x if picked else self.node("Gather", [x, "at"])
+            dense = self.node("Gelu", [self.linear(asked, f"{path}.dense")])
+            tied = "embeddings.word.weight" if head.tied else f"{path}.decoder.weight"
+            inputs = [self.norm(dense, f"{path}.norm"), self.weight(tied)]
+            return self.node("Gemm", [*inputs, self.weight(f"{path}.bias")], transB=1)
+        if head.is_sequence:
+            first = x if picked else self.node("Gather", [x, "firsts"])
+            dense = self.linear(first, f"{path}.dense")
+            x = self.node("Tanh" if head.activation == "tanh" else "Relu", [dense])
+        return self.linear(x, f"{path}.out")
+
+
+def build(
+    config: EncoderConfig,
+    heads: Mapping[str, HeadConfig],
+    shapes: Mapping[str, tuple[int, ...]],
+    request: Request,
+) -> tuple[onnx.ModelProto, list[str]]:
+    """The graph for a request, and the names of the weights that it takes.
+
+    Outputs are called `hidden.N` and `heads.NAME`, in the request's order, layers first.
+    """
+    builder = _Builder(config, shapes)
+    last = config.num_layers
+    confined = picks(heads, request, last) is not None
+    # Layers above the deepest one asked for are not computed.
+    depth = last if request.heads else max(request.layers)
+    states = [builder.embeddings()]
+    for index in range(depth):
+        picked = confined and index == last - 1
+        states.append(builder.layer(states[-1], index, picked=picked))
+    results = {f"hidden.{layer}": states[layer] for layer in request.layers}
+    for name in request.heads:
+        results[f"heads.{name}"] = builder.head(states[-1], name, heads[name], picked=confined)
+    for name, value in results.items():
+        builder.nodes.append(helper.make_node("Identity", [value], [name]))
+    initializers = [numpy_helper.from_array(v, name) for name, v in builder.constants.items()]
+    initializers += [_outside(name, shapes[name]) for name in builder.weights]
+    graph = helper.make_graph(
+        builder.nodes,
+        "enrobe",
+        [helper.make_tensor_value_info(n, *_INPUTS[n]) for n in _INPUTS if n in builder.used],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in results],
+        initializers,
+    )
+    opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(_CONTRIB, 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION)
+    return model, list(builder.weights)
+
+
+def _outside(name: str, shape: tuple[int, ...]) -> TensorProto:
+    """A weight that the session is given by name; no file of this name exists."""
+    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape)
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights")
+    return tensor

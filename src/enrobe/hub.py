@@ -1,0 +1,92 @@
+"""A model's name to the folder that holds it: a folder here, or a hub id, fetched once."""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from enrobe.checkpoint import TOKENIZER_FILES
+from enrobe.errors import CallError, HubError, ModelError, show
+
+ENVIRONMENT = "ENROBE_MODEL"
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+_FILES = (
+    "config.json",
+    *TOKENIZER_FILES,
+    "modules.json",
+    "*_Pooling/config.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "enrobe.json",
+)
+_SAFE = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
+_PICKLED = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
+
+
+def resolve(model: str | os.PathLike[str] | None, *, pickled: bool = False) -> Path:
+    """The local folder of a model.
+
+    Args:
+        model: a folder, or a hub id such as "FacebookAI/roberta-base"; None: $ENROBE_MODEL.
+        pickled: fetch pickled weights where a hub repository has no others (for `convert`).
+
+    Raises:
+        CallError: nothing is named, or it is neither a folder nor a hub id.
+        HubError: the hub does not have it, or cannot be reached and the cache does not have it.
+    """
+    if model is None:
+        model = os.environ.get(ENVIRONMENT)
+        if not model:
+            raise CallError(
+                f"no model is named; give a folder or a hub id, or set {ENVIRONMENT} to one"
+            )
+    if not isinstance(model, str | os.PathLike):
+        raise CallError(f"model is {show(model)}; allowed: a folder or a hub id")
+    name = os.fspath(model)
+    folder = Path(name).expanduser()
+    try:
+        if folder.is_dir():
+            return folder
+        exists = folder.exists()
+    except (OSError, ValueError):
+        exists = False
+    if exists:
+        raise CallError(f"{name} is a file; a model is a folder or a hub id")
+    if isinstance(model, Path) or not _HUB_ID.fullmatch(name) or name.startswith("."):
+        raise CallError(f"model {show(name)}: no such folder, and not a hub id (owner/name)")
+    return _fetch(name, pickled=pickled)
+
+
+def _fetch(name: str, *, pickled: bool) -> Path:
+    import huggingface_hub
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    patterns = [*_FILES, *_SAFE]
+    try:
+        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+        if not any(folder.glob("*.safetensors")) and pickled:
+            patterns += _PICKLED
+            folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    # The library raises its own errors, its HTTP client's, and OSErrors, by what went wrong.
+    except Exception as error:
+        raise HubError(f"model {show(name)}: no folder here, and {_reason(error)}") from None
+    if not any(folder.glob("*.safetensors")) and not pickled:
+        raise ModelError(
+            f"{name} holds no safetensors on the hub; fix: enrobe convert {name} --output DIR"
+        )
+    return folder
+
+
+def _reason(error: Exception) -> str:
+    kind = type(error).__name__
+    known = {
+        "RepositoryNotFoundError": "the hub has no public model of this name",
+        "GatedRepoError": "the hub asks for a login and the owner's consent (hf auth login)",
+        "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set while the cache does not have it",
+        "LocalEntryNotFoundError": "the cache does not have it and the hub cannot be reached",
+        "HFValidationError": "the hub cannot have a model of this name",
+    }
+    return known.get(kind) or f"the hub did not answer as expected ({kind}: {str(error)[:200]})"

@@ -1,0 +1,520 @@
+"""Strings <-> token ids, with the character offsets that lead back.
+
+The splitting itself is the `tokenizers` library's. What stands here: finding the right files in a
+folder, special tokens, text that a library call would trip over, and cuts that are never silent.
+
+Legend: T tokens.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+from tokenizers import (
+    AddedToken,
+    Encoding,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
+
+from enrobe.checkpoint import read_json
+from enrobe.dialects import DIALECTS, Dialect
+from enrobe.errors import CallError, ModelError, TextError, show
+from enrobe.text.ragged import Ids
+
+_LARGEST_FILE = 256 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """One text, or a pair of texts, as tokens.
+
+    Shapes: ids, types, words, sides (T,); spans (T, 2).
+    """
+
+    ids: Ids
+    spans: Ids
+    # start and end of each token in characters of its text (of its word for pre-split words)
+    words: Ids
+    # index of the word that a token belongs to; -1 for special tokens
+    types: Ids
+    # token types, as the family counts them
+    sides: Ids
+    # 0: of the first text; 1: of the second; -1: a special token that the family adds
+    cut: int = 0
+    # tokens left out because the row had no room for them
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, which: slice | Ids) -> "Tokens":
+        parts = (self.ids, self.spans, self.words, self.types, self.sides)
+        ids, spans, words, types, sides = (part[which] for part in parts)
+        return Tokens(ids, spans, words, types, sides, self.cut)
+
+
+@dataclass(frozen=True)
+class _Template:
+    """The special tokens around one text (a) or two (a, b), and the types they all take."""
+
+    before: tuple[int, ...]
+    between: tuple[int, ...]
+    after: tuple[int, ...]
+    second_type: int
+
+    @property
+    def size(self) -> int:
+        return len(self.before) + len(self.between) + len(self.after)
+
+
+class Tokenizer:
+    """One family's tokenizer. Safe to use from several threads: nothing in it changes."""
+
+    def __init__(
+        self, backend: tokenizers.Tokenizer, dialect: Dialect, rows: int | None = None
+    ) -> None:
+        """Wrap a `tokenizers.Tokenizer`; use `from_folder` to read one from files.
+
+        rows: how many ids the model has embeddings for; a text that needs another is an error.
+        """
+        backend.no_truncation()
+        backend.no_padding()
+        self._backend = backend
+        self._dialect = dialect
+        self._rows = rows
+        names = dialect.special_tokens
+        first, last, pad, unk, mask = (_id(backend, name, dialect) for name in names)
+        self.first_id, self.last_id, self.pad_id, self.unk_id, self.mask_id = (
+            first,
+            last,
+            pad,
+            unk,
+            mask,
+        )
+        self.mask_token = names[4]
+        # RoBERTa's kin write a masked word without the space before it; a tokenizer.json that was
+        # rebuilt from a vocabulary may have lost that.
+        settings = backend.get_added_tokens_decoder().get(mask)
+        if settings is None or (dialect.offset_from_pad and not settings.lstrip):
+            backend.add_special_tokens(
+                [AddedToken(self.mask_token, lstrip=dialect.offset_from_pad, normalized=False)]
+            )
+        special = {i for i, t in backend.get_added_tokens_decoder().items() if t.special}
+        self.special_ids = np.array(sorted({*special, first, last, pad, unk, mask}), np.int64)
+        self._single = self._template(backend.encode("a"), None)
+        self._pair = self._template(backend.encode("a", "a"), 1)
+
+    @classmethod
+    def from_folder(cls, folder: Path, family: str, rows: int | None = None) -> Self:
+        """Read tokenizer.json, else vocab.json and merges.txt, else vocab.txt.
+
+        Raises:
+            ModelError: none of them is there, or one is damaged.
+        """
+        try:
+            return cls(_load(folder), DIALECTS[family], rows)
+        except ModelError as error:
+            raise ModelError(f"{folder}: {error}") from None
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries, added tokens included."""
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def kind(self) -> str:
+        """The algorithm: BPE, WordPiece or Unigram."""
+        return type(self._backend.model).__name__
+
+    def to_json(self) -> str:
+        """The whole tokenizer as the text of a tokenizer.json."""
+        return str(self._backend.to_str())
+
+    # --- strings to ids ---------------------------------------------------------------------
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        *,
+        special: bool = True,
+        limit: int | None = None,
+    ) -> list[Tokens | TextError]:
+        """Texts, or pairs of texts, to rows with the family's special tokens around them.
+
+        Args:
+            texts: the first texts.
+            pairs: the second texts, as many.
+            special: read `<mask>`, `</s>` and so on as special tokens; False: as plain text.
+            limit: the longest row; what is longer is cut, the longer text of a pair first, and
+                `cut` counts what was left out.
+
+        A text that cannot be read gets its TextError in its place, and the others are answered.
+        """
+        firsts = self.contents(texts, special=special)
+        seconds = self.contents(pairs, special=special) if pairs is not None else None
+        if seconds is not None and len(seconds) != len(firsts):
+            raise CallError(f"{len(firsts)} first texts and {len(seconds)} second texts")
+        rows: list[Tokens | TextError] = []
+        for i, first in enumerate(firsts):
+            second = seconds[i] if seconds is not None else None
+            if isinstance(first, TextError) or isinstance(second, TextError):
+                rows.append(first if isinstance(first, TextError) else second)  # type: ignore[arg-type]
+            else:
+                rows.append(self.frame(first, second, limit=limit))
+        return rows
+
+    def contents(self, texts: Sequence[str], *, special: bool = True) -> list[Tokens | TextError]:
+        """Texts to tokens without the family's special tokens; see `encode`."""
+        checked = [_readable(text) for text in texts]
+        clean = [text for text in checked if isinstance(text, str)]
+        encodings = iter(self._backend.encode_batch(clean, add_special_tokens=False))
+        out: list[Tokens | TextError] = []
+        for text in checked:
+            if isinstance(text, TextError):
+                out.append(text)
+                continue
+            tokens = _tokens(next(encodings))
+            if not special and self._took_special(tokens.ids, text):
+                tokens = _tokens(self._plain.encode(text, add_special_tokens=False))
+            if self._rows is not None and (tokens.ids >= self._rows).any():
+                piece = self.pieces(tokens.ids[tokens.ids >= self._rows][:1])[0]
+                out.append(TextError(f"token {show(piece)} is not among the model's {self._rows}"))
+                continue
+            out.append(tokens)
+        return out
+
+    def contents_of_words(self, words: Sequence[str]) -> Tokens:
+        """One text given as words; `words` and `spans` of the result speak of these words.
+
+        Byte-level BPE gets the space before each word that it was trained with. A word that has no
+        token (an empty string) is simply absent from `words`.
+        """
+        plain = [_readable(word) for word in words]
+        for word in plain:
+            if isinstance(word, TextError):
+                raise word
+        lead = [" " if self._byte_level and not word[:1].isspace() else "" for word in words]
+        pieces = self.contents([a + b for a, b in zip(lead, words, strict=True)], special=False)
+        parts = [part for part in pieces if isinstance(part, Tokens)]
+        counts = [len(part) for part in parts]
+        shift = np.repeat([len(space) for space in lead], counts).reshape(-1, 1)
+        joined = _join(parts)
+        return Tokens(
+            joined.ids,
+            np.maximum(joined.spans - shift, 0),
+            np.repeat(np.arange(len(parts), dtype=np.int64), counts),
+            joined.types,
+            joined.sides,
+        )
+
+    def frame(
+        self, first: Tokens, second: Tokens | None = None, *, limit: int | None = None
+    ) -> Tokens:
+        """Put the family's special tokens around one text or two, cutting to `limit` tokens."""
+        template = self._single if second is None else self._pair
+        cut = 0
+        if limit is not None:
+            room = max(0, limit - template.size)
+            length = len(first) + (len(second) if second is not None else 0)
+            cut = max(0, length - room)
+            if second is None:
+                first = first[:room]
+            elif cut:
+                # The longer one gives way; from equal lengths on, both in turn.
+                keep = min(len(first), max(room - len(second), (room + 1) // 2))
+                first, second = first[:keep], second[: room - keep]
+        parts = [_specials(template.before), first, _specials(template.between)]
+        if second is not None:
+            count = len(second)
+            side = np.ones(count, np.int64)
+            parts.append(
+                Tokens(second.ids, second.spans, second.words, side * template.second_type, side)
+            )
+        parts.append(_specials(template.after, template.second_type if second is not None else 0))
+        joined = _join(parts)
+        return Tokens(joined.ids, joined.spans, joined.words, joined.types, joined.sides, cut)
+
+    def frame_ids(self, ids: Ids) -> Ids:
+        """`frame` of one text, for the ids alone."""
+        before, after = self._single.before, self._single.after
+        return np.concatenate([before, ids, after]).astype(np.int64)
+
+    @property
+    def frame_size(self) -> int:
+        """How many special tokens stand around one text."""
+        return self._single.size
+
+    @property
+    def frame_before(self) -> int:
+        """How many of them stand before it."""
+        return len(self._single.before)
+
+    # --- ids to strings ---------------------------------------------------------------------
+
+    def decode(self, ids: Sequence[int] | Ids) -> str:
+        """Ids to text; special tokens are left out."""
+        keep = [int(i) for i in ids if i not in self._special_set]
+        return str(self._backend.decode(keep, skip_special_tokens=False))
+
+    def pieces(self, ids: Sequence[int] | Ids) -> tuple[str, ...]:
+        """The vocabulary's own spelling of each id (`Ġworld`, `##ing`); `` for an unused id."""
+        return tuple(self._backend.id_to_token(int(i)) or "" for i in ids)
+
+    def word(self, ids: Sequence[int] | Ids) -> str:
+        """Ids as a person would write the word: no space at either end, no `##`."""
+        if len(ids) == 1 and int(ids[0]) in self._special_set:
+            return self.pieces(ids)[0]
+        text = self.decode(ids).strip()
+        return text[2:] if self.kind == "WordPiece" and text[:2] == "##" and text[2:] else text
+
+    def begins(self, size: int, *, after_space: bool) -> npt.NDArray[np.bool_]:
+        """Which ids can be the first piece of a word (size,), after a space or not."""
+        return self._flags(size, 0 if after_space else 1)
+
+    def continues(self, size: int) -> npt.NDArray[np.bool_]:
+        """Which ids can be a later piece of a word (size,)."""
+        return self._flags(size, 2)
+
+    def _flags(self, size: int, row: int) -> npt.NDArray[np.bool_]:
+        out = np.zeros(size, bool)
+        known = self._word_flags[row][:size]
+        out[: len(known)] = known
+        return out
+
+    @cached_property
+    def _word_flags(self) -> npt.NDArray[np.bool_]:
+        """Begins after a space, begins without one, continues (3, vocabulary)."""
+        vocab = self._backend.get_vocab(with_added_tokens=True)
+        out = np.zeros((3, max(vocab.values()) + 1), bool)
+        for piece, index in vocab.items():
+            if self.kind == "WordPiece":
+                later = piece.startswith("##")
+                out[:, index] = not later, not later, later
+            else:
+                # BPE and Unigram put the space into the piece, and each has its sign for it.
+                space = piece[:1] in ("Ġ", "▁")
+                inside = _inside_word(piece[1:2] if space else piece[:1])
+                # Unigram writes the space even where a text begins without one.
+                bare = space if self.kind == "Unigram" else not space
+                out[:, index] = space and inside, bare and inside, not space and inside
+        out[:, self.special_ids] = False
+        return out
+
+    def word_ids(self, text: str, *, after_space: bool) -> tuple[int, ...]:
+        """The ids of a word that stands where a mask stood: after a space, or not.
+
+        Raises:
+            TextError: the word has no tokens, or cannot be read.
+        """
+        lead = " " if after_space and self._byte_level else ""
+        (tokens,) = self.contents([lead + text.strip()], special=False)
+        if isinstance(tokens, TextError):
+            raise tokens
+        ids = tuple(int(i) for i in tokens.ids)
+        if not ids:
+            raise TextError(f"target {show(text)} has no tokens")
+        return ids
+
+    # --- inside -----------------------------------------------------------------------------
+
+    @cached_property
+    def _special_set(self) -> frozenset[int]:
+        return frozenset(int(i) for i in self.special_ids)
+
+    @cached_property
+    def _byte_level(self) -> bool:
+        return '"ByteLevel"' in json.dumps(json.loads(self.to_json()).get("pre_tokenizer"))
+
+    def _took_special(self, ids: Ids, text: str) -> bool:
+        hits = ids[np.isin(ids, self.special_ids)]
+        unknown = self._dialect.special_tokens[3]
+        return bool((hits != self.unk_id).any() or (len(hits) and unknown in text))
+
+    @cached_property
+    def _plain(self) -> tokenizers.Tokenizer:
+        """A copy to which special tokens are text like any other."""
+        state = json.loads(self.to_json())
+        if state["model"]["type"] == "Unigram":
+            # Unigram's vocabulary lists the special tokens as pieces, with the best score of all:
+            # give them a spelling that no text can have.
+            special = self._special_set
+            for index, entry in enumerate(state["model"]["vocab"]):
+                if index in special and index != self.unk_id:
+                    entry[0] = f"\ue000{index}\ue000"
+        kept = [token for token in state["added_tokens"] if not token["special"]]
+        state["added_tokens"] = kept
+        copy = tokenizers.Tokenizer.from_str(json.dumps(state))
+        for token in kept:
+            if copy.token_to_id(token["content"]) != token["id"]:
+                raise ModelError(f"added token {show(token['content'])} has an id of its own")
+        return copy
+
+    def _template(self, encoding: Encoding, second: int | None) -> _Template:
+        sides = [-1 if side is None else side for side in encoding.sequence_ids]
+        if second is None:
+            if -1 not in sides:
+                return _Template((self.first_id,), (), (self.last_id,), 0)
+            inside = [i for i, side in enumerate(sides) if side == 0]
+            ids = encoding.ids
+            return _Template(tuple(ids[: inside[0]]), (), tuple(ids[inside[-1] + 1 :]), 0)
+        if -1 not in sides:
+            double = self._dialect.offset_from_pad
+            between = (self.last_id,) * (2 if double else 1)
+            return _Template((self.first_id,), between, (self.last_id,), 0 if double else 1)
+        first = [i for i, side in enumerate(sides) if side == 0]
+        last = [i for i, side in enumerate(sides) if side == 1]
+        ids = encoding.ids
+        return _Template(
+            tuple(ids[: first[0]]),
+            tuple(ids[first[-1] + 1 : last[0]]),
+            tuple(ids[last[-1] + 1 :]),
+            int(encoding.type_ids[last[0]]),
+        )
+
+
+def _id(backend: tokenizers.Tokenizer, name: str, dialect: Dialect) -> int:
+    found = backend.token_to_id(name)
+    if found is None:
+        needed = " ".join(dialect.special_tokens)
+        raise ModelError(f"the tokenizer lacks {name}; family {dialect.family} needs {needed}")
+    return found
+
+
+def _inside_word(sign: str) -> bool:
+    """Whether a piece's character belongs to a word: a letter, a digit, part of a longer sign.
+
+    Byte-level BPE spells a byte above 127 as a letter of its own, and a control character or space
+    as one of U+0100 to U+0121.
+    """
+    return sign.isalnum() if sign.isascii() else not "\u0100" <= sign <= "\u0121"
+
+
+def _readable(text: str) -> str | TextError:
+    if not isinstance(text, str):
+        return TextError(f"a text is {show(text)}; allowed: a string")
+    if text.isascii():
+        return text
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        return TextError(
+            f"character {error.start} is {text[error.start]!a}, half of a surrogate pair; "
+            "not valid Unicode"
+        )
+    return text
+
+
+def _tokens(encoding: Encoding) -> Tokens:
+    ids = np.array(encoding.ids, np.int64)
+    words = [-1 if word is None else word for word in encoding.word_ids]
+    zeros = np.zeros(len(ids), np.int64)
+    spans = np.array(encoding.offsets, np.int64).reshape(-1, 2)
+    return Tokens(ids, spans, np.array(words, np.int64), zeros, zeros)
+
+
+def _specials(ids: tuple[int, ...], kind: int = 0) -> Tokens:
+    none = np.full(len(ids), -1, np.int64)
+    spans = np.zeros((len(ids), 2), np.int64)
+    return Tokens(np.array(ids, np.int64), spans, none, np.full(len(ids), kind, np.int64), none)
+
+
+def _join(parts: Sequence[Tokens]) -> Tokens:
+    if not parts:
+        return _specials(())
+    return Tokens(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.spans for part in parts]),
+        np.concatenate([part.words for part in parts]),
+        np.concatenate([part.types for part in parts]),
+        np.concatenate([part.sides for part in parts]),
+    )
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+def _load(folder: Path) -> tokenizers.Tokenizer:
+    whole, vocab, merges, words = (
+        folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
+    )
+    for path in (whole, vocab, merges, words):
+        if path.is_file() and path.stat().st_size > _LARGEST_FILE:
+            raise ModelError(f"{path.name}: larger than {_LARGEST_FILE >> 20} MiB; refused")
+    try:
+        if whole.is_file():
+            return tokenizers.Tokenizer.from_str(whole.read_text("utf-8"))
+        if vocab.is_file() and merges.is_file():
+            return byte_level_bpe(vocab, merges)
+        if words.is_file():
+            return _wordpiece(words, folder / "tokenizer_config.json")
+    except ModelError:
+        raise
+    except BaseException as error:
+        # The library's Rust code panics on some damaged files: that is no Exception in Python.
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
+        raise ModelError(f"tokenizer files are damaged ({error})") from None
+    raise ModelError(
+        "no tokenizer; allowed: tokenizer.json, vocab.json with merges.txt, or vocab.txt"
+    )
+
+
+def byte_level_bpe(vocab: Path, merges: Path) -> tokenizers.Tokenizer:
+    """RoBERTa's tokenizer from GPT-2's two files."""
+    dialect = DIALECTS["roberta"]
+    first, last, _, _, mask = dialect.special_tokens
+    backend = tokenizers.Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.RobertaProcessing(
+        (last, _id(backend, last, dialect)),
+        (first, _id(backend, first, dialect)),
+        trim_offsets=True,
+        add_prefix_space=False,
+    )
+    backend.add_special_tokens(
+        [AddedToken(name, lstrip=name == mask, normalized=False) for name in dialect.special_tokens]
+    )
+    return backend
+
+
+def _wordpiece(path: Path, settings_path: Path) -> tokenizers.Tokenizer:
+    settings = read_json(settings_path) if settings_path.is_file() else {}
+    vocab: dict[str, int] = {}
+    for line in path.read_text("utf-8").split("\n"):
+        vocab.setdefault(line.rstrip("\r"), len(vocab))
+    vocab.pop("", None)
+    specials = DIALECTS["bert"].special_tokens
+    first, last, _, unknown, _ = specials
+    for name in specials:
+        if name not in vocab:
+            raise ModelError(f"vocab.txt lacks {name}")
+    cased = any(word != word.lower() for word in vocab if word not in specials)
+    lower = settings.get("do_lower_case")
+    strip = settings.get("strip_accents")
+    backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=unknown))
+    backend.normalizer = normalizers.BertNormalizer(
+        handle_chinese_chars=settings.get("tokenize_chinese_chars") is not False,
+        strip_accents=strip if isinstance(strip, bool) else None,
+        # Where nothing says so, a vocabulary without a capital letter is an uncased one.
+        lowercase=lower if isinstance(lower, bool) else not cased,
+    )
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{first} $A {last}",
+        pair=f"{first} $A {last} $B:1 {last}:1",
+        special_tokens=[(first, vocab[first]), (last, vocab[last])],
+    )
+    backend.add_special_tokens([AddedToken(name, normalized=False) for name in specials])
+    return backend
