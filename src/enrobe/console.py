@@ -120,7 +120,7 @@ def _writer(job: Job, table: Callable[[Given], Table]) -> Iterator[Callable[[Giv
             raise CallError(f"{path}: {error.strerror}") from None
         with file:
             yield lambda answer: _write(file, answer.to_dict())
-    elif job.as_json or not sys.stdout.isatty():
+    elif job.as_json or not Console().is_terminal:
         yield lambda answer: _write(sys.stdout.buffer, answer.to_dict())
         sys.stdout.buffer.flush()
     else:
@@ -257,7 +257,7 @@ def _printable(text: str) -> str:
 
 def show_facts(facts: dict[str, Any], *, as_json: bool) -> None:
     """Facts on standard output: a table on a terminal, a JSON object elsewhere."""
-    if as_json or not sys.stdout.isatty():
+    if as_json or not Console().is_terminal:
         sys.stdout.buffer.write(json_line(facts))
         sys.stdout.buffer.flush()
     else:

@@ -349,7 +349,7 @@ class Tokenizer:
             # give them a spelling that no text can have.
             special = self._special_set
             for index, entry in enumerate(state["model"]["vocab"]):
-                if index in special and index != self.unk_id:
+                if index in special:
                     entry[0] = f"\ue000{index}\ue000"
         kept = [token for token in state["added_tokens"] if not token["special"]]
         state["added_tokens"] = kept

@@ -1,0 +1,173 @@
+"""What the benchmarks share: workloads, random models, workers that take turns, the report.
+
+A contender runs in a process of its own, so that its peak memory is its own, and the processes take
+turns, round by round, so that a machine whose speed drifts drifts for all of them.
+"""
+
+import json
+import lzma
+import os
+import platform
+import random
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("ENROBE_SHARED", ROOT.parent / "shared"))
+BASE = {"layers": 12, "hidden": 768, "heads": 12, "wide": 3072}
+
+
+def roberta_folder(
+    folder: Path, *, seed: int = 0, layers: int, hidden: int, heads: int, wide: int
+) -> None:
+    """A RoBERTa masked-LM folder with random weights and the real tokenizer."""
+    from enrobe import checkpoint
+    from enrobe.config import EncoderConfig, HeadConfig
+
+    config = EncoderConfig(
+        family="roberta",
+        vocab_size=50_265,
+        hidden_size=hidden,
+        num_layers=layers,
+        num_heads=heads,
+        intermediate_size=wide,
+        max_positions=514,
+        position_offset=2,
+        type_vocab_size=1,
+    )
+    head = {"mlm": HeadConfig(kind="mlm")}
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for name, shape in checkpoint.shapes(config, head).items():
+        values = rng.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
+        tensors[name] = values + 1 if "norm.weight" in name else values
+    checkpoint.write(
+        folder,
+        config=config,
+        heads=head,
+        tensors=tensors,
+        tokenizer_folder=SHARED / "tokenizers/roberta-base",
+    )
+    settings = {"tokenizer_class": "RobertaTokenizer", "model_max_length": 512}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def workload_1(tokenizer: Any, *, count: int = 512, seed: int = 0) -> list[str]:
+    """Real texts with log-normal lengths: median 25 tokens, 4 to 256, one mask each."""
+    rng = random.Random(seed)
+    path = SHARED / "data/text-enwiki/valid.txt.xz"
+    with lzma.open(path, "rt", encoding="utf-8") as file:
+        ids = tokenizer.encode([file.read(3_000_000)])[0].ids[1:-1]
+    texts = []
+    while len(texts) < count:
+        length = min(256, max(4, round(rng.lognormvariate(np.log(25), 0.77))))
+        start = rng.randrange(len(ids) - 300)
+        words = tokenizer.decode(ids[start : start + length - 2]).split()
+        if words:
+            words[rng.randrange(len(words))] = "<mask>"
+            texts.append(" ".join(words))
+    return texts
+
+
+def take_turns(script: Path, arguments: dict[str, list[str]], rounds: int) -> dict[str, Any]:
+    """Start one worker a name, run them in turn, and return seconds a round and peak memory."""
+    workers = {
+        name: subprocess.Popen(
+            [sys.executable, str(script), "--worker", name, *extra],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name, extra in arguments.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in workers}
+    facts: dict[str, Any] = {name: json.loads(_ask(w, None)) for name, w in workers.items()}
+    for number in range(rounds + 1):
+        for name, worker in workers.items():
+            taken = float(_ask(worker, "run"))
+            print(f"round {number} {name}: {taken:.2f} s", file=sys.stderr)
+            if number:  # the first round warms up
+                seconds[name].append(taken)
+    for name, worker in workers.items():
+        facts[name] |= json.loads(_ask(worker, "stop"))
+        worker.wait()
+        facts[name] |= {
+            "median_s": round(statistics.median(seconds[name]), 3),
+            "min_s": round(min(seconds[name]), 3),
+            "max_s": round(max(seconds[name]), 3),
+        }
+    return facts
+
+
+def _ask(worker: "subprocess.Popen[str]", line: str | None) -> str:
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    if line is not None:
+        print(line, file=worker.stdin, flush=True)
+    answer = worker.stdout.readline()
+    if not answer:
+        raise SystemExit("a worker ended early")
+    return answer
+
+
+def serve(run: Callable[[], object], facts: dict[str, Any]) -> None:
+    """A worker's loop: one timed `run` a line on standard input."""
+    print(json.dumps(facts), flush=True)
+    for line in sys.stdin:
+        if line.strip() == "stop":
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            print(json.dumps({"peak_mb": round(peak)}), flush=True)
+            return
+        start = time.perf_counter()
+        run()
+        print(time.perf_counter() - start, flush=True)
+
+
+def machine() -> dict[str, Any]:
+    """The processor, the cores and the versions that a figure depends on."""
+    model = platform.processor() or platform.machine()
+    flags: list[str] = []
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        text = cpuinfo.read_text()
+        model = next(
+            (x.split(":")[1].strip() for x in text.splitlines() if "model name" in x), model
+        )
+        known = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8")
+        flags = [flag for flag in known if f" {flag}" in text]
+    packages = ("numpy", "onnxruntime", "tokenizers", "torch", "transformers")
+    return {
+        "processor": model,
+        "flags": flags,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def write_report(name: str, report: dict[str, Any]) -> None:
+    """Print a report and keep it under bench/results with its date."""
+    report = {"benchmark": name, "date": time.strftime("%Y-%m-%d"), **machine(), **report}
+    text = json.dumps(report, indent=2)
+    print(text)
+    results = ROOT / "bench/results"
+    results.mkdir(exist_ok=True)
+    (results / f"{name}-{report['date']}.json").write_text(text + "\n")
+
+
+def scratch(name: str) -> Path:
+    """An empty folder for this run's model, under .cache."""
+    folder = ROOT / ".cache/bench" / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder
