@@ -182,7 +182,7 @@ def shapes(config: EncoderConfig, heads: Mapping[str, HeadConfig]) -> dict[str, 
         "embeddings.position.weight": (config.max_positions, hidden),
     }
     if config.type_vocab_size:
-        out["embeddings.type.weight"] = (config.type_vocab_size, hidden)
+        out["embeddings.token_type.weight"] = (config.type_vocab_size, hidden)
     out |= _norm("embeddings.norm", hidden)
     for i in range(config.num_layers):
         for part in ("query", "key", "value", "output"):

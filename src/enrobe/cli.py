@@ -157,7 +157,7 @@ def convert(source: str, *, output: Path, tokenizer: Path | None = None) -> int:
     """
     from enrobe.convert import convert as run_convert
 
-    for line in run_convert(source, output, tokenizer=tokenizer):
+    for line in run_convert(source, output, tokenizer=tokenizer).report():
         print(line, file=sys.stderr)
     return 0
 

@@ -74,6 +74,8 @@ class EncoderConfig:
             raise ModelError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
             )
+        if self.pad_id >= self.vocab_size:
+            raise ModelError(f"pad_id {self.pad_id} is not below vocab_size {self.vocab_size}")
         if self.max_tokens < 3:
             raise ModelError(
                 f"max_positions {self.max_positions} leaves {self.max_tokens} positions after "

@@ -56,7 +56,7 @@ class Dialect:
         table = {
             ours: theirs
             for ours, theirs in self.encoder
-            if config.type_vocab_size or not ours.startswith("embeddings.type.")
+            if config.type_vocab_size or not ours.startswith("embeddings.token_type.")
         }
         for i in range(config.num_layers):
             table.update((ours.format(i=i), theirs.format(i=i)) for ours, theirs in self.layer)
@@ -85,7 +85,7 @@ _POOLER = _both("pooler", "pooler.dense")
 _BERT_EMBEDDINGS: Pairs = (
     ("embeddings.word.weight", "embeddings.word_embeddings.weight"),
     ("embeddings.position.weight", "embeddings.position_embeddings.weight"),
-    ("embeddings.type.weight", "embeddings.token_type_embeddings.weight"),
+    ("embeddings.token_type.weight", "embeddings.token_type_embeddings.weight"),
     *_both("embeddings.norm", "embeddings.LayerNorm"),
 )
 _BERT_LAYER: Pairs = (
@@ -213,7 +213,7 @@ DIALECTS: dict[str, Dialect] = {
         class_prefix="DistilBert",
         tokenizer_class="DistilBertTokenizer",
         prefix="distilbert.",
-        encoder=tuple(pair for pair in _BERT_EMBEDDINGS if ".type." not in pair[0]),
+        encoder=tuple(pair for pair in _BERT_EMBEDDINGS if ".token_type." not in pair[0]),
         layer=_DISTILBERT_LAYER,
         heads=_DISTILBERT_HEADS,
         config_keys={

@@ -46,9 +46,9 @@ def resolve(model: str | os.PathLike[str] | None, *, pickled: bool = False) -> P
     name = os.fspath(model)
     folder = Path(name).expanduser()
     try:
-        if folder.is_dir():
+        if name and folder.is_dir():
             return folder
-        exists = folder.exists()
+        exists = bool(name) and folder.exists()
     except (OSError, ValueError):
         exists = False
     if exists:

@@ -107,7 +107,7 @@ class _Builder:
         place = self.node("Gather", [self.weight("embeddings.position.weight"), "positions"])
         total = word
         if self.config.type_vocab_size:
-            kind = self.node("Gather", [self.weight("embeddings.type.weight"), "types"])
+            kind = self.node("Gather", [self.weight("embeddings.token_type.weight"), "types"])
             total = self.node("Add", [word, kind])
         return self.norm(self.node("Add", [total, place]), "embeddings.norm")
 

@@ -261,20 +261,24 @@ def _fill_words(
     """Words of one to `max_pieces` pieces; of several spellings of a word, the tokenizer's own."""
     size = engine.config.vocab_size
     later = tokenizer.continues(size)
+    special = np.isin(np.arange(size), tokenizer.special_ids)
     blanks, owners = [], []
     for n, mask in _each_mask(items):
         first = tokenizer.begins(size, after_space=items[n].after_space(mask))
-        for pieces in range(2, options.max_pieces + 1):
+        # A word of one piece may also be a sign such as a comma; a word's later piece it is not.
+        alone = (first | ~later) & ~special
+        for pieces in range(1, options.max_pieces + 1):
             row = _opened(engine, tokenizer, items[n], mask, pieces)
-            blanks.append(Blank(row, allowed=(first, *[later] * (pieces - 1))))
+            allowed = (alone,) if pieces == 1 else (first, *[later] * (pieces - 1))
+            blanks.append(Blank(row, allowed=allowed))
             owners.append((n, mask))
-    plain = _fill_marginal(engine, tokenizer, items, options.top_k)
-    found = [[list(mask.candidates) for mask in result.masks] for result in plain]
+    found: list[list[list[Candidate]]] = [[[] for _ in item.places] for item in items]
     for (n, mask), fillings in zip(owners, search(engine, blanks, options.beam), strict=True):
         after_space = items[n].after_space(mask)
         for filling in fillings:
             candidate = _candidate(tokenizer, filling.ids, filling.log_probability)
-            if tokenizer.word_ids(candidate.word, after_space=after_space) == filling.ids:
+            own = len(filling.ids) == 1
+            if own or tokenizer.word_ids(candidate.word, after_space=after_space) == filling.ids:
                 found[n][mask].append(candidate)
     for masks in found:
         for candidates in masks:

@@ -63,8 +63,9 @@ class Model:
                 shared out among them; `log_probability` is over the whole vocabulary.
             joint: also fill all masks of a text together (`Fill.joint`), by a beam search whose
                 score is the chain-rule product, the most confident mask filled first.
-            max_pieces: words of one to this many pieces (at most 10). A word of n pieces has the
-                chain-rule probability that it has in place of n masks.
+            max_pieces: whole words of one to this many pieces (at most 10; pieces that only
+                continue a word are left out). A word of n pieces has the chain-rule probability
+                that it has in place of n masks.
             special: False reads a literal `<mask>` or `</s>` as plain text.
             errors: "raise" or "collect".
 
