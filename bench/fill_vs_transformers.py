@@ -13,11 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from common import BASE, roberta_folder, scratch, serve, take_turns, workload_1, write_report
+
 THREADS = 2
 os.environ["OMP_NUM_THREADS"] = str(THREADS)
 os.environ["HF_HUB_OFFLINE"] = "1"
-
-from common import BASE, roberta_folder, scratch, serve, take_turns, workload_1, write_report
 
 NAMES = ("enrobe", "pipeline_32", "pipeline_1", "sorted_masks_only")
 

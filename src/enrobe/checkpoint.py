@@ -32,7 +32,7 @@ from enrobe.dialects import (
     role,
     write_config,
 )
-from enrobe.errors import CallError, ModelError, show
+from enrobe.errors import CallError, EnrobeError, ModelError, show
 
 Array = npt.NDArray[np.float32]
 
@@ -125,7 +125,9 @@ def assemble(
     heads: dict[str, HeadConfig] = {}
     for head_role, parts in by_role.items():
         head = reading.head or head_of_role(
-            DIALECTS[reading.encoder.family], head_role, reading.head_settings
+            DIALECTS[reading.encoder.family],
+            head_role,
+            _with_labels(reading.head_settings, stored.get(parts.get("out.bias", ""))),
         )
         if reading.head is None and _head_shapes(reading.encoder, head).keys() - parts.keys():
             # Part of a head whose class the configuration does not name: not ours to guess.
@@ -154,6 +156,13 @@ def assemble(
         unexpected=tuple(unexpected),
         ignored_keys=reading.ignored_keys,
     )
+
+
+def _with_labels(settings: Mapping[str, object], bias: Array | None) -> Mapping[str, object]:
+    """The settings, with as many labels as the head has outputs where they do not say."""
+    if bias is None or "id2label" in settings:
+        return settings
+    return {**settings, "num_labels": len(bias)}
 
 
 def _check_shapes(
@@ -323,8 +332,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
     A crash at any moment leaves either no folder or a complete one.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CallError(f"{folder} exists and is not empty; name a new folder")
+    check_new(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -338,10 +346,18 @@ def new_folder(folder: Path) -> Iterator[Path]:
         _sync(work)
         work.rename(folder)
         _sync(folder.parent)
+    except EnrobeError:
+        raise
     except OSError as error:
         raise CallError(f"{folder}: cannot be written ({error.strerror})") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def check_new(folder: Path) -> None:
+    """Raise CallError where a folder to be written exists and is not empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CallError(f"{folder} exists and is not empty; name a new folder")
 
 
 def _sync(path: Path) -> None:

@@ -165,12 +165,13 @@ def convert(source: str, *, output: Path, tokenizer: Path | None = None) -> int:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a mistake of the user's is one line on standard error and exit code 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    # A lone "-" is standard input, not an option without a name.
-    before = [None, *given]
-    given = [
-        "--input=-" if word == "-" and last not in ("--input", "--output") else word
-        for word, last in zip(given, before, strict=False)
-    ]
+    # A lone "-" is standard input (or output, behind its option), not an option without a name.
+    while "-" in given:
+        at = given.index("-")
+        if at and given[at - 1] in ("--input", "--output"):
+            given[at - 1 : at + 1] = [f"{given[at - 1]}=-"]
+        else:
+            given[at] = "--input=-"
     try:
         code = app(given, exit_on_error=False, print_error=False)
     except (EnrobeError, CycloptsError) as error:

@@ -107,9 +107,7 @@ def convert(
         MissingExtraError: a pickled checkpoint without PyTorch 2.6 or later.
     """
     output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        # Said before gigabytes are fetched, not after.
-        raise CallError(f"{output} exists and is not empty; name a new folder")
+    checkpoint.check_new(output)  # said before gigabytes are fetched, not after
     file = Path(source) if os.path.isfile(source) else None
     if file is not None and file.suffix != ".pt":
         raise CallError(f"{file} is a file; allowed: a folder, a hub id, or fairseq's .pt file")

@@ -16,7 +16,7 @@ from enrobe.errors import ModelError, nearest, show
 Pairs = tuple[tuple[str, str], ...]
 
 
-def _both(ours: str, theirs: str) -> Pairs:
+def both(ours: str, theirs: str) -> Pairs:
     """The weight and the bias of one linear layer or norm."""
     return ((f"{ours}.weight", f"{theirs}.weight"), (f"{ours}.bias", f"{theirs}.bias"))
 
@@ -80,72 +80,72 @@ _SUFFIXES: dict[str | None, str] = {
     "answer": "ForQuestionAnswering",
 }
 
-_POOLER = _both("pooler", "pooler.dense")
+_POOLER = both("pooler", "pooler.dense")
 
 _BERT_EMBEDDINGS: Pairs = (
     ("embeddings.word.weight", "embeddings.word_embeddings.weight"),
     ("embeddings.position.weight", "embeddings.position_embeddings.weight"),
     ("embeddings.token_type.weight", "embeddings.token_type_embeddings.weight"),
-    *_both("embeddings.norm", "embeddings.LayerNorm"),
+    *both("embeddings.norm", "embeddings.LayerNorm"),
 )
 _BERT_LAYER: Pairs = (
-    *_both("layers.{i}.query", "encoder.layer.{i}.attention.self.query"),
-    *_both("layers.{i}.key", "encoder.layer.{i}.attention.self.key"),
-    *_both("layers.{i}.value", "encoder.layer.{i}.attention.self.value"),
-    *_both("layers.{i}.output", "encoder.layer.{i}.attention.output.dense"),
-    *_both("layers.{i}.attention_norm", "encoder.layer.{i}.attention.output.LayerNorm"),
-    *_both("layers.{i}.up", "encoder.layer.{i}.intermediate.dense"),
-    *_both("layers.{i}.down", "encoder.layer.{i}.output.dense"),
-    *_both("layers.{i}.norm", "encoder.layer.{i}.output.LayerNorm"),
+    *both("layers.{i}.query", "encoder.layer.{i}.attention.self.query"),
+    *both("layers.{i}.key", "encoder.layer.{i}.attention.self.key"),
+    *both("layers.{i}.value", "encoder.layer.{i}.attention.self.value"),
+    *both("layers.{i}.output", "encoder.layer.{i}.attention.output.dense"),
+    *both("layers.{i}.attention_norm", "encoder.layer.{i}.attention.output.LayerNorm"),
+    *both("layers.{i}.up", "encoder.layer.{i}.intermediate.dense"),
+    *both("layers.{i}.down", "encoder.layer.{i}.output.dense"),
+    *both("layers.{i}.norm", "encoder.layer.{i}.output.LayerNorm"),
 )
 _DISTILBERT_LAYER: Pairs = (
-    *_both("layers.{i}.query", "transformer.layer.{i}.attention.q_lin"),
-    *_both("layers.{i}.key", "transformer.layer.{i}.attention.k_lin"),
-    *_both("layers.{i}.value", "transformer.layer.{i}.attention.v_lin"),
-    *_both("layers.{i}.output", "transformer.layer.{i}.attention.out_lin"),
-    *_both("layers.{i}.attention_norm", "transformer.layer.{i}.sa_layer_norm"),
-    *_both("layers.{i}.up", "transformer.layer.{i}.ffn.lin1"),
-    *_both("layers.{i}.down", "transformer.layer.{i}.ffn.lin2"),
-    *_both("layers.{i}.norm", "transformer.layer.{i}.output_layer_norm"),
+    *both("layers.{i}.query", "transformer.layer.{i}.attention.q_lin"),
+    *both("layers.{i}.key", "transformer.layer.{i}.attention.k_lin"),
+    *both("layers.{i}.value", "transformer.layer.{i}.attention.v_lin"),
+    *both("layers.{i}.output", "transformer.layer.{i}.attention.out_lin"),
+    *both("layers.{i}.attention_norm", "transformer.layer.{i}.sa_layer_norm"),
+    *both("layers.{i}.up", "transformer.layer.{i}.ffn.lin1"),
+    *both("layers.{i}.down", "transformer.layer.{i}.ffn.lin2"),
+    *both("layers.{i}.norm", "transformer.layer.{i}.output_layer_norm"),
 )
 
 # A decoder bias stands under two names in older files; the layer's own, read last, is the one that
 # transformers computes with.
 _ROBERTA_HEADS: dict[str, Pairs] = {
     "mlm": (
-        *_both("dense", "lm_head.dense"),
-        *_both("norm", "lm_head.layer_norm"),
+        *both("dense", "lm_head.dense"),
+        *both("norm", "lm_head.layer_norm"),
         ("bias", "lm_head.bias"),
         ("bias", "lm_head.decoder.bias"),
         ("decoder.weight", "lm_head.decoder.weight"),
     ),
-    "sequence": (*_both("dense", "classifier.dense"), *_both("out", "classifier.out_proj")),
-    "tag": _both("out", "classifier"),
-    "answer": _both("out", "qa_outputs"),
+    "sequence": (*both("dense", "classifier.dense"), *both("out", "classifier.out_proj")),
+    "tag": both("out", "classifier"),
+    "answer": both("out", "qa_outputs"),
 }
 _BERT_HEADS: dict[str, Pairs] = {
     "mlm": (
-        *_both("dense", "cls.predictions.transform.dense"),
-        *_both("norm", "cls.predictions.transform.LayerNorm"),
+        *both("dense", "cls.predictions.transform.dense"),
+        *both("norm", "cls.predictions.transform.LayerNorm"),
         ("bias", "cls.predictions.bias"),
         ("bias", "cls.predictions.decoder.bias"),
         ("decoder.weight", "cls.predictions.decoder.weight"),
     ),
     # BERT's tanh pooler is the first layer of its sequence head.
-    "sequence": (*_both("dense", "bert.pooler.dense"), *_both("out", "classifier")),
-    "tag": _both("out", "classifier"),
-    "answer": _both("out", "qa_outputs"),
+    "sequence": (*both("dense", "bert.pooler.dense"), *both("out", "classifier")),
+    "tag": both("out", "classifier"),
+    "answer": both("out", "qa_outputs"),
 }
 _DISTILBERT_HEADS: dict[str, Pairs] = {
     "mlm": (
-        *_both("dense", "vocab_transform"),
-        *_both("norm", "vocab_layer_norm"),
+        *both("dense", "vocab_transform"),
+        *both("norm", "vocab_layer_norm"),
         ("bias", "vocab_projector.bias"),
         ("decoder.weight", "vocab_projector.weight"),
     ),
-    "sequence": (*_both("dense", "pre_classifier"), *_both("out", "classifier")),
-    "tag": _both("out", "classifier"),
-    "answer": _both("out", "qa_outputs"),
+    "sequence": (*both("dense", "pre_classifier"), *both("out", "classifier")),
+    "tag": both("out", "classifier"),
+    "answer": both("out", "qa_outputs"),
 }
 
 _BERT_KEYS = {

@@ -18,40 +18,34 @@ import numpy as np
 
 from enrobe.checkpoint import Array, read_json
 from enrobe.config import EncoderConfig
-from enrobe.dialects import DIALECTS, Pairs, checkpoint_names, read_config
+from enrobe.dialects import DIALECTS, Pairs, both, checkpoint_names, read_config
 from enrobe.errors import ModelError, show
-
-
-def _both(ours: str, theirs: str) -> Pairs:
-    """The weight and the bias of one linear layer or norm."""
-    return ((f"{ours}.weight", f"{theirs}.weight"), (f"{ours}.bias", f"{theirs}.bias"))
-
 
 _ROOT = "encoder.sentence_encoder."
 _ENCODER: Pairs = (
     ("embeddings.word.weight", _ROOT + "embed_tokens.weight"),
     ("embeddings.position.weight", _ROOT + "embed_positions.weight"),
-    *_both("embeddings.norm", _ROOT + "layernorm_embedding"),
+    *both("embeddings.norm", _ROOT + "layernorm_embedding"),
 )
 _LAYER: Pairs = (
-    *_both("layers.{i}.query", _ROOT + "layers.{i}.self_attn.q_proj"),
-    *_both("layers.{i}.key", _ROOT + "layers.{i}.self_attn.k_proj"),
-    *_both("layers.{i}.value", _ROOT + "layers.{i}.self_attn.v_proj"),
-    *_both("layers.{i}.output", _ROOT + "layers.{i}.self_attn.out_proj"),
-    *_both("layers.{i}.attention_norm", _ROOT + "layers.{i}.self_attn_layer_norm"),
-    *_both("layers.{i}.up", _ROOT + "layers.{i}.fc1"),
-    *_both("layers.{i}.down", _ROOT + "layers.{i}.fc2"),
-    *_both("layers.{i}.norm", _ROOT + "layers.{i}.final_layer_norm"),
+    *both("layers.{i}.query", _ROOT + "layers.{i}.self_attn.q_proj"),
+    *both("layers.{i}.key", _ROOT + "layers.{i}.self_attn.k_proj"),
+    *both("layers.{i}.value", _ROOT + "layers.{i}.self_attn.v_proj"),
+    *both("layers.{i}.output", _ROOT + "layers.{i}.self_attn.out_proj"),
+    *both("layers.{i}.attention_norm", _ROOT + "layers.{i}.self_attn_layer_norm"),
+    *both("layers.{i}.up", _ROOT + "layers.{i}.fc1"),
+    *both("layers.{i}.down", _ROOT + "layers.{i}.fc2"),
+    *both("layers.{i}.norm", _ROOT + "layers.{i}.final_layer_norm"),
 )
 _MLM: Pairs = (
-    *_both("head.mlm.dense", "encoder.lm_head.dense"),
-    *_both("head.mlm.norm", "encoder.lm_head.layer_norm"),
+    *both("head.mlm.dense", "encoder.lm_head.dense"),
+    *both("head.mlm.norm", "encoder.lm_head.layer_norm"),
     ("head.mlm.bias", "encoder.lm_head.bias"),
     ("head.mlm.decoder.weight", "encoder.lm_head.weight"),
 )
 _SEQUENCE: Pairs = (
-    *_both("head.sequence.dense", "classification_heads.{name}.dense"),
-    *_both("head.sequence.out", "classification_heads.{name}.out_proj"),
+    *both("head.sequence.dense", "classification_heads.{name}.dense"),
+    *both("head.sequence.out", "classification_heads.{name}.out_proj"),
 )
 
 # What fairseq renamed, in order: (a part of the older name, what it became).

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +14,7 @@ def test_spread_covers_every_token_in_full_windows(
     windows = spread(length, size, overlap)
     assert windows[0][0] == 0
     assert windows[-1][1] == length
-    for (_, stop), (start, _) in zip(windows, windows[1:], strict=False):
+    for (_, stop), (start, _) in pairwise(windows):
         assert stop - start >= overlap
     if length > size:
         assert all(stop - start == size for start, stop in windows)
@@ -21,9 +23,7 @@ def test_spread_covers_every_token_in_full_windows(
 @given(st.integers(1, 2000), st.integers(1, 200), st.data())
 def test_around_holds_every_span_whole(length: int, size: int, data: st.DataObject) -> None:
     edges = sorted(data.draw(st.sets(st.integers(0, length), max_size=12)))
-    spans = [
-        (a, min(b, a + size)) for a, b in zip(edges[::2], edges[1::2], strict=False) if a < b
-    ]
+    spans = [(a, min(b, a + size)) for a, b in zip(edges[::2], edges[1::2], strict=False) if a < b]
     windows = around(spans, length, size)
     assert [n for _, group in windows for n in group] == list(range(len(spans)))
     for (start, stop), group in windows:

@@ -144,6 +144,13 @@ class Source:
         # A byte that is not UTF-8 becomes half a surrogate pair, which the tokenizer refuses for
         # that row alone.
         text = io.TextIOWrapper(self._stream, "utf-8-sig", "surrogateescape", newline="")
+        try:
+            yield from self._fields(text)
+        finally:
+            # The stream is closed by whoever opened it.
+            text.detach()
+
+    def _fields(self, text: io.TextIOWrapper) -> Iterator[Row]:
         if self.format == "tsv":
             # A quotation mark means itself there.
             reader = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
