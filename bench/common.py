@@ -80,57 +80,66 @@ def workload_1(tokenizer: Any, *, count: int = 512, seed: int = 0) -> list[str]:
 
 
 def take_turns(script: Path, arguments: dict[str, list[str]], rounds: int) -> dict[str, Any]:
-    """Start one worker a name, run them in turn, and return seconds a round and peak memory."""
-    workers = {
-        name: subprocess.Popen(
+    """Start one worker a name, run them in turn, and return seconds a round and peak memory.
+
+    A contender that takes five times as long as the quickest runs once: its figure is clear.
+    """
+    workers: dict[str, subprocess.Popen[str]] = {}
+    for name, extra in arguments.items():
+        workers[name] = subprocess.Popen(
             [sys.executable, str(script), "--worker", name, *extra],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
-        for name, extra in arguments.items()
-    }
+        # One after another: what warms up beside others warms up badly.
+        print(f"{name} {_ask(workers[name], 'warm')}".strip(), file=sys.stderr)
     seconds: dict[str, list[float]] = {name: [] for name in workers}
-    facts: dict[str, Any] = {name: json.loads(_ask(w, None)) for name, w in workers.items()}
-    for number in range(rounds + 1):
+    for number in range(rounds):
+        best = min((statistics.median(taken) for taken in seconds.values() if taken), default=0)
         for name, worker in workers.items():
-            taken = float(_ask(worker, "run"))
-            print(f"round {number} {name}: {taken:.2f} s", file=sys.stderr)
-            if number:  # the first round warms up
-                seconds[name].append(taken)
+            if number and statistics.median(seconds[name]) > 5 * best:
+                continue
+            seconds[name].append(float(_ask(worker, "run")))
+            print(f"round {number} {name}: {seconds[name][-1]:.2f} s", file=sys.stderr)
+    facts: dict[str, Any] = {}
     for name, worker in workers.items():
-        facts[name] |= json.loads(_ask(worker, "stop"))
-        worker.wait()
-        facts[name] |= {
+        facts[name] = json.loads(_ask(worker, "stop")) | {
+            "rounds": len(seconds[name]),
             "median_s": round(statistics.median(seconds[name]), 3),
             "min_s": round(min(seconds[name]), 3),
             "max_s": round(max(seconds[name]), 3),
         }
+        worker.wait()
     return facts
 
 
-def _ask(worker: "subprocess.Popen[str]", line: str | None) -> str:
+def _ask(worker: "subprocess.Popen[str]", line: str) -> str:
     assert worker.stdin is not None
     assert worker.stdout is not None
-    if line is not None:
-        print(line, file=worker.stdin, flush=True)
+    print(line, file=worker.stdin, flush=True)
     answer = worker.stdout.readline()
     if not answer:
         raise SystemExit("a worker ended early")
     return answer
 
 
-def serve(run: Callable[[], object], facts: dict[str, Any]) -> None:
-    """A worker's loop: one timed `run` a line on standard input."""
-    print(json.dumps(facts), flush=True)
+def serve(
+    run: Callable[[], object], warm: Callable[[], object], facts: Callable[[], dict[str, Any]]
+) -> None:
+    """A worker's loop: `warm` once, one timed `run` a line on standard input, then the facts."""
     for line in sys.stdin:
-        if line.strip() == "stop":
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            print(json.dumps({"peak_mb": round(peak)}), flush=True)
-            return
         start = time.perf_counter()
-        run()
-        print(time.perf_counter() - start, flush=True)
+        if line.strip() == "warm":
+            warm()
+            print("ready", flush=True)
+        elif line.strip() == "run":
+            run()
+            print(time.perf_counter() - start, flush=True)
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            print(json.dumps({"peak_mb": round(peak)} | facts()), flush=True)
+            return
 
 
 def machine() -> dict[str, Any]:

@@ -60,32 +60,38 @@ def main() -> None:
     write_report("fill_vs_transformers", report)
 
 
+Fill = Callable[[list[str]], list[int]]
+
+
 def worker(name: str, folder: Path) -> None:
     texts = json.loads((folder / "texts.json").read_text())
-    run = {"enrobe": enrobe_run, "sorted_masks_only": sorted_run}.get(name, pipeline_run)
-    task = run(folder, texts, name)
-    serve(task, {"first_words": json.dumps(task()[:32])})
+    make = {"enrobe": enrobe_fill, "sorted_masks_only": sorted_fill}.get(name)
+    fill = make(folder) if make else pipeline_fill(folder, int(name.rpartition("_")[2]))
+    serve(
+        lambda: fill(texts),
+        lambda: fill(texts[:64]),
+        lambda: {"first_words": json.dumps(fill(texts[:32]))},
+    )
 
 
-def enrobe_run(folder: Path, texts: list[str], name: str) -> Callable[[], list[int]]:
+def enrobe_fill(folder: Path) -> Fill:
     import enrobe
 
     model = enrobe.load(folder)
-    return lambda: [f.masks[0].candidates[0].token_ids[0] for f in model.fill(texts)]
+    return lambda texts: [f.masks[0].candidates[0].token_ids[0] for f in model.fill(texts)]
 
 
-def pipeline_run(folder: Path, texts: list[str], name: str) -> Callable[[], list[int]]:
+def pipeline_fill(folder: Path, size: int) -> Fill:
     import torch
     from transformers import logging, pipeline
 
     logging.set_verbosity_error()
     torch.set_num_threads(THREADS)
     fill = pipeline("fill-mask", model=str(folder))
-    size = int(name.rpartition("_")[2])
-    return lambda: [found[0]["token"] for found in fill(texts, batch_size=size)]
+    return lambda texts: [found[0]["token"] for found in fill(texts, batch_size=size)]
 
 
-def sorted_run(folder: Path, texts: list[str], name: str) -> Callable[[], list[int]]:
+def sorted_fill(folder: Path) -> Fill:
     import torch
     from transformers import AutoModelForMaskedLM, AutoTokenizer, logging
 
@@ -94,7 +100,7 @@ def sorted_run(folder: Path, texts: list[str], name: str) -> Callable[[], list[i
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForMaskedLM.from_pretrained(folder).eval()
 
-    def run() -> list[int]:
+    def fill(texts: list[str]) -> list[int]:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         best: dict[int, int] = {}
         with torch.inference_mode():
@@ -107,7 +113,7 @@ def sorted_run(folder: Path, texts: list[str], name: str) -> Callable[[], list[i
                 best.update(zip(part, top.indices[:, 0].tolist(), strict=True))
         return [best[i] for i in range(len(texts))]
 
-    return run
+    return fill
 
 
 if __name__ == "__main__":

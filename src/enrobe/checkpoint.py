@@ -8,10 +8,11 @@ Parameter names are ours: `embeddings.*`, `layers.N.*`, `pooler.*`, `heads.NAME.
 """
 
 import json
+import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -283,6 +284,23 @@ def map_safetensors(path: Path) -> dict[str, Array]:
             array = (array.astype(np.uint32) << 16).view(np.float32)
         tensors[name] = cast(Array, np.asarray(array, dtype=np.float32))
     return tensors
+
+
+def release_pages(tensors: Iterable[Array]) -> None:
+    """Let the operating system take back the memory of mapped tensors until they are read again.
+
+    For an engine that has made its own, packed copy of the weights.
+    """
+    maps: dict[int, mmap.mmap] = {}
+    for tensor in tensors:
+        base: object = tensor
+        while isinstance(base, np.ndarray):
+            base = base.base
+        if isinstance(base, mmap.mmap):
+            maps[id(base)] = base
+    for mapped in maps.values():
+        if hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def write(

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -60,7 +60,7 @@ def answer_all(
     job: Job,
     run: Callable[[list[str], Errors], list[Given]],
     failed: Callable[[Row], Given],
-    table: Callable[[Given], Table],
+    table: Callable[[Given], RenderableType],
 ) -> int:
     """Answer texts in look-ahead chunks, in their order and in constant memory.
 
@@ -109,7 +109,9 @@ def _chunk(rows: Iterator[Row]) -> Iterator[Row]:
 
 
 @contextmanager
-def _writer(job: Job, table: Callable[[Given], Table]) -> Iterator[Callable[[Given], None]]:
+def _writer(
+    job: Job, table: Callable[[Given], RenderableType]
+) -> Iterator[Callable[[Given], None]]:
     if job.output is not None and job.output != "-":
         path = Path(job.output)
         if job.input not in (None, "-") and path.exists() and path.samefile(str(job.input)):
@@ -185,12 +187,12 @@ def _progress(source: Source | None) -> Iterator[Callable[[int], None]]:
 # --- tables -------------------------------------------------------------------------------------
 
 
-def fill_table(result: Fill) -> Table:
+def fill_table(result: Fill) -> RenderableType:
     """One text's candidates, mask by mask, and its joint fillings."""
-    table = _table(result.text, result.error)
     if result.error is not None:
-        return table
-    several = len(result.masks) > 1
+        return _under(result.text, f"  {_printable(result.error)}")
+    table = Table(box=None, padding=(0, 1))
+    several = len(result.masks) > 1 or bool(result.joint)
     for name in (*(("mask",) if several else ()), "word", "probability"):
         table.add_column(name, justify="right" if name == "probability" else "left")
     table.add_column("")
@@ -202,23 +204,21 @@ def fill_table(result: Fill) -> Table:
             table.add_row(*cells, *shown, end_section=rank == len(mask.candidates) - 1)
     for rank, joint in enumerate(result.joint):
         words = _printable(" · ".join(joint.words))
-        table.add_row("joint" if rank == 0 else "", words, f"{math.exp(joint.log_probability):.4f}")
-    return table
+        share = f"{math.exp(joint.log_probability):.4f}"
+        table.add_row("joint" if rank == 0 else "", words, share)
+    return _under(result.text, table)
 
 
-def score_table(result: Score) -> Table:
+def score_table(result: Score) -> RenderableType:
     """One text's pseudo-log-likelihood."""
-    table = _table(result.text, result.error)
-    if result.error is None:
-        for name in ("log-likelihood", "tokens", "a token"):
-            table.add_column(name, justify="right")
-        mean = result.log_likelihood / result.tokens
-        table.add_row(f"{result.log_likelihood:.3f}", str(result.tokens), f"{mean:.3f}")
-    return table
+    if result.error is not None:
+        return _under(result.text, f"  {_printable(result.error)}")
+    total, mean = result.log_likelihood, result.log_likelihood / result.tokens
+    return _under(result.text, f"  {total:.3f}, {result.tokens} tokens, {mean:.3f} a token")
 
 
 def _facts_table(facts: dict[str, Any]) -> Table:
-    table = Table(show_header=False, box=None)
+    table = Table(show_header=False, box=None, padding=(0, 1))
     for key, value in facts.items():
         table.add_row(key.replace("_", " "), _printable(_fact(key, value)))
     return table
@@ -230,7 +230,8 @@ def _fact(key: str, value: object) -> str:
     if key == "heads" and isinstance(value, dict):
         return ", ".join(_head(name, head) for name, head in value.items()) or "none"
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_fact(name, item)}" for name, item in value.items())
+        items = ((name.replace("_", " "), _fact(name, item)) for name, item in value.items())
+        return ", ".join(f"{name} {item}" for name, item in items)
     if isinstance(value, list):
         return ", ".join(str(item) for item in value) or "none"
     return f"{value:,}" if isinstance(value, int) else str(value)
@@ -241,13 +242,9 @@ def _head(name: str, head: dict[str, Any]) -> str:
     return f"{name} ({len(labels)} labels: {', '.join(labels[:8])})" if labels else name
 
 
-def _table(text: str, error: str | None) -> Table:
+def _under(text: str, shown: RenderableType) -> RenderableType:
     title = _printable(text if len(text) <= 200 else text[:199] + "…")
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    if error is not None:
-        table.add_column("error", style="red")
-        table.add_row(_printable(error))
-    return table
+    return Group(f"[bold]{title}[/bold]", shown)
 
 
 def _printable(text: str) -> str:

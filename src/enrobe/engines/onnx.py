@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from enrobe.checkpoint import Checkpoint, shapes
+from enrobe.checkpoint import Checkpoint, release_pages, shapes
 from enrobe.config import EncoderConfig, HeadConfig
 from enrobe.engines.base import Outputs, Request, check
 from enrobe.engines.graph import build, picks
@@ -86,6 +86,8 @@ class OnnxEngine:
         session = ort.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
+        # ONNX Runtime has packed its own copy of the matrices; the rest is paged in again at need.
+        release_pages(self._tensors[name] for name in names)
         # The arrays must outlive the session, and the session does not say that it holds them.
         session.enrobe_weights = values
         return session

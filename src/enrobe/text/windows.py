@@ -8,18 +8,6 @@ from collections.abc import Sequence
 Window = tuple[int, int]
 
 
-def spread(length: int, size: int, overlap: int) -> list[Window]:
-    """Windows (start, stop) of at most `size` tokens that cover a text, neighbours overlapping.
-
-    Every window but a single short one is full, so the last overlaps its neighbour by more.
-    """
-    assert size > 0 and 0 <= overlap < size
-    if length <= size:
-        return [(0, length)]
-    starts = [*range(0, length - size, size - overlap), length - size]
-    return [(start, start + size) for start in starts]
-
-
 def around(spans: Sequence[Window], length: int, size: int) -> list[tuple[Window, list[int]]]:
     """Windows that hold each span whole, with as much text on either side as fits.
 
