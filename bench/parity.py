@@ -15,12 +15,6 @@ from common import ROOT, write_report
 
 sys.path.insert(0, str(ROOT))
 
-from enrobe import checkpoint
-from enrobe.config import SEQUENCE_KINDS
-from enrobe.engines.base import Engine, Request
-from enrobe.engines.onnx import OnnxEngine
-from enrobe.engines.torch import TorchEngine
-from enrobe.text.ragged import Ragged
 from tests.support import (
     FAMILIES,
     HEADS,
@@ -33,6 +27,13 @@ from tests.support import (
     reference_outputs,
     scaled_error,
 )
+
+from enrobe import checkpoint
+from enrobe.config import SEQUENCE_KINDS
+from enrobe.engines.base import Engine, Request
+from enrobe.engines.onnx import OnnxEngine
+from enrobe.engines.torch import TorchEngine
+from enrobe.text.ragged import Ragged
 
 LENGTHS = (7, 512, 3, 30, 1, 7, 129, 2, 512)
 LIMITS = {"hidden": 1e-5, "logits": 1e-5, "log_probabilities": 1e-5}

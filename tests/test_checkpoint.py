@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from enrobe import checkpoint
 from enrobe.config import HEAD_KINDS, SEQUENCE_KINDS, EncoderConfig, HeadConfig
-from enrobe.dialects import DIALECTS, read_config, write_config
+from enrobe.dialects import DIALECTS
 from enrobe.errors import CallError, EnrobeError, ModelError
+from enrobe.settings import read_config, write_config
 from tests.support import (
     FAMILIES,
     HEADS,

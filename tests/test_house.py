@@ -22,6 +22,7 @@ FLOORS = (
     ("engines", "nn", "data"),
     ("text", "hub"),
     ("checkpoint",),
+    ("settings",),
     ("dialects",),
     ("config",),
     ("errors",),

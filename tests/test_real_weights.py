@@ -25,7 +25,8 @@ from enrobe.convert import convert
 from enrobe.engines.base import Request
 from enrobe.engines.onnx import OnnxEngine
 from enrobe.text.ragged import Ragged
-from enrobe.text.tokenizer import Tokenizer, Tokens
+from enrobe.text.tokenizer import Tokenizer
+from enrobe.text.tokens import Tokens
 from tests.support import log_softmax, reference_outputs, scaled_error
 
 ROOT = Path(__file__).parents[1]

@@ -24,16 +24,9 @@ import safetensors
 import safetensors.numpy
 
 from enrobe.config import EncoderConfig, HeadConfig
-from enrobe.dialects import (
-    DIALECTS,
-    canonical_names,
-    checkpoint_names,
-    head_of_role,
-    read_config,
-    role,
-    write_config,
-)
+from enrobe.dialects import DIALECTS, canonical_names, checkpoint_names, role
 from enrobe.errors import CallError, EnrobeError, ModelError, show
+from enrobe.settings import head_of_role, read_config, write_config
 
 Array = npt.NDArray[np.float32]
 
@@ -114,7 +107,7 @@ def assemble(
 ) -> Checkpoint:
     """Bring tensors under a family's names into ours, and check that all are there and fit."""
     reading = read_config(settings)
-    found, unexpected = canonical_names(stored, reading)
+    found, unexpected = canonical_names(stored, reading.encoder, reading.head)
     by_role: dict[str, dict[str, str]] = {}
     names: dict[str, str] = {}
     for ours, theirs in found.items():

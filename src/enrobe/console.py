@@ -35,11 +35,9 @@ class Answer(Protocol):
     @property
     def error(self) -> str | None:
         """What was wrong with the text, if anything."""
-        ...
 
     def to_dict(self) -> dict[str, Any]:
         """The record for JSON lines."""
-        ...
 
 
 Given = TypeVar("Given", bound=Answer)

@@ -18,8 +18,9 @@ import numpy as np
 
 from enrobe.checkpoint import Array, read_json
 from enrobe.config import EncoderConfig
-from enrobe.dialects import DIALECTS, Pairs, both, checkpoint_names, read_config
+from enrobe.dialects import DIALECTS, Pairs, both, checkpoint_names
 from enrobe.errors import ModelError, show
+from enrobe.settings import read_config
 
 _ROOT = "encoder.sentence_encoder."
 _ENCODER: Pairs = (

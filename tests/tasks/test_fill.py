@@ -16,7 +16,7 @@ from enrobe.errors import CallError, ModelError, TextError
 from enrobe.tasks.masked import MaskedRow, log_softmax, run_masked, top
 from enrobe.tasks.search import Blank, search
 from enrobe.text.ragged import Ids, Ragged
-from enrobe.text.tokenizer import Tokens
+from enrobe.text.tokens import Tokens
 from tests.support import reference
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from enrobe.dialects import DIALECTS
 from enrobe.errors import CallError, ModelError, TextError
-from enrobe.text.tokenizer import Tokenizer, Tokens
+from enrobe.text.tokenizer import Tokenizer
+from enrobe.text.tokens import Tokens
 
 SHARED = Path(os.environ.get("ENROBE_SHARED", Path(__file__).parents[3] / "shared"))
 ROBERTA = SHARED / "tokenizers/roberta-base"

@@ -57,7 +57,6 @@ class Engine(Protocol):
             at: positions (M,) in the flat batch for the masked-LM head, ascending; needed
                 by it, ignored without it.
         """
-        ...
 
 
 def check(batch: Ragged, request: Request, at: Ids | None, engine: Engine) -> None:

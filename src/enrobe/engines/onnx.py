@@ -1,7 +1,8 @@
 """ONNX Runtime: the engine that needs no PyTorch, and the default on a CPU."""
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +10,7 @@ import onnxruntime as ort
 
 from enrobe.checkpoint import Checkpoint, release_pages, shapes
 from enrobe.config import EncoderConfig, HeadConfig
-from enrobe.engines.base import Outputs, Request, check
+from enrobe.engines.base import Array, Outputs, Request, check
 from enrobe.engines.graph import build, picks
 from enrobe.text.ragged import Ids, Ragged, row_offsets
 
@@ -83,14 +84,36 @@ class OnnxEngine:
         # Weights stay where they are, memory-mapped: nothing is written and nothing copied here.
         values = [ort.OrtValue.ortvalue_from_numpy(self._tensors[name]) for name in names]
         options.add_external_initializers(names, values)
-        session = ort.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        # ONNX Runtime has packed its own copy of the matrices; the rest is paged in again at need.
-        release_pages(self._tensors[name] for name in names)
+        with _giving_back([self._tensors[name] for name in names]):
+            session = ort.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
         # The arrays must outlive the session, and the session does not say that it holds them.
         session.enrobe_weights = values
         return session
+
+
+@contextmanager
+def _giving_back(tensors: list[Array]) -> Iterator[None]:
+    """Give back the pages of mapped weights while a session reads them.
+
+    ONNX Runtime packs a copy of each matrix; kept until the last is packed, the mapped file would
+    make the peak of memory twice the model. A page that is still needed is simply read again.
+    """
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.wait(0.01):
+            release_pages(tensors)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    try:
+        yield
+    finally:
+        done.set()
+        worker.join()
+        release_pages(tensors)
 
 
 def _block(lengths: Int) -> tuple[Int, Int]:

@@ -20,7 +20,8 @@ from enrobe.tasks.masked import MaskedRow, run_masked, top, windowed
 from enrobe.tasks.results import Candidate, Fill, JointFill, Mask
 from enrobe.tasks.search import Blank, search
 from enrobe.text.ragged import Ids
-from enrobe.text.tokenizer import Tokenizer, Tokens
+from enrobe.text.tokenizer import Tokenizer
+from enrobe.text.tokens import Tokens
 from enrobe.text.windows import Window
 
 Result = TypeVar("Result")

@@ -18,7 +18,8 @@ from enrobe.engines.base import Array, Engine
 from enrobe.errors import CallError, TextError, nearest, show
 from enrobe.tasks.masked import MaskedRow, run_masked
 from enrobe.tasks.results import Score
-from enrobe.text.tokenizer import Tokenizer, Tokens
+from enrobe.text.tokenizer import Tokenizer
+from enrobe.text.tokens import Tokens
 from enrobe.text.windows import around
 
 Method = Literal["plain", "within_word"]

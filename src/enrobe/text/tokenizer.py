@@ -1,7 +1,7 @@
 """Strings <-> token ids, with the character offsets that lead back.
 
-The splitting itself is the `tokenizers` library's. What stands here: finding the right files in a
-folder, special tokens, text that a library call would trip over, and cuts that are never silent.
+The splitting itself is the `tokenizers` library's. What stands here: special tokens,
+text that a library call would trip over, and cuts that are never silent.
 
 Legend: T tokens.
 """
@@ -19,47 +19,13 @@ import tokenizers
 from tokenizers import (
     AddedToken,
     Encoding,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
 )
 
-from enrobe.checkpoint import read_json
 from enrobe.dialects import DIALECTS, Dialect
 from enrobe.errors import CallError, ModelError, TextError, show
+from enrobe.text.files import load, special_id
 from enrobe.text.ragged import Ids
-
-_LARGEST_FILE = 256 * 2**20
-
-
-@dataclass(frozen=True, eq=False)
-class Tokens:
-    """One text, or a pair of texts, as tokens.
-
-    Shapes: ids, types, words, sides (T,); spans (T, 2).
-    """
-
-    ids: Ids
-    spans: Ids
-    # start and end of each token in characters of its text (of its word for pre-split words)
-    words: Ids
-    # index of the word that a token belongs to; -1 for special tokens
-    types: Ids
-    # token types, as the family counts them
-    sides: Ids
-    # 0: of the first text; 1: of the second; -1: a special token that the family adds
-    cut: int = 0
-    # tokens left out because the row had no room for them
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, which: slice | Ids) -> "Tokens":
-        parts = (self.ids, self.spans, self.words, self.types, self.sides)
-        ids, spans, words, types, sides = (part[which] for part in parts)
-        return Tokens(ids, spans, words, types, sides, self.cut)
+from enrobe.text.tokens import Tokens, join, of_encoding, of_specials
 
 
 @dataclass(frozen=True)
@@ -92,7 +58,7 @@ class Tokenizer:
         self._dialect = dialect
         self._rows = rows
         names = dialect.special_tokens
-        first, last, pad, unk, mask = (_id(backend, name, dialect) for name in names)
+        first, last, pad, unk, mask = (special_id(backend, name, dialect) for name in names)
         self.first_id, self.last_id, self.pad_id, self.unk_id, self.mask_id = (
             first,
             last,
@@ -121,7 +87,7 @@ class Tokenizer:
             ModelError: none of them is there, or one is damaged.
         """
         try:
-            return cls(_load(folder), DIALECTS[family], rows)
+            return cls(load(folder), DIALECTS[family], rows)
         except ModelError as error:
             raise ModelError(f"{folder}: {error}") from None
 
@@ -183,9 +149,9 @@ class Tokenizer:
             if isinstance(text, TextError):
                 out.append(text)
                 continue
-            tokens = _tokens(next(encodings))
+            tokens = of_encoding(next(encodings))
             if not special and self._took_special(tokens.ids, text):
-                tokens = _tokens(self._plain.encode(text, add_special_tokens=False))
+                tokens = of_encoding(self._plain.encode(text, add_special_tokens=False))
             if self._rows is not None and (tokens.ids >= self._rows).any():
                 piece = self.pieces(tokens.ids[tokens.ids >= self._rows][:1])[0]
                 out.append(TextError(f"token {show(piece)} is not among the model's {self._rows}"))
@@ -208,7 +174,7 @@ class Tokenizer:
         parts = [part for part in pieces if isinstance(part, Tokens)]
         counts = [len(part) for part in parts]
         shift = np.repeat([len(space) for space in lead], counts).reshape(-1, 1)
-        joined = _join(parts)
+        joined = join(parts)
         return Tokens(
             joined.ids,
             np.maximum(joined.spans - shift, 0),
@@ -233,15 +199,15 @@ class Tokenizer:
                 # The longer one gives way; from equal lengths on, both in turn.
                 keep = min(len(first), max(room - len(second), (room + 1) // 2))
                 first, second = first[:keep], second[: room - keep]
-        parts = [_specials(template.before), first, _specials(template.between)]
+        parts = [of_specials(template.before), first, of_specials(template.between)]
         if second is not None:
             count = len(second)
             side = np.ones(count, np.int64)
             parts.append(
                 Tokens(second.ids, second.spans, second.words, side * template.second_type, side)
             )
-        parts.append(_specials(template.after, template.second_type if second is not None else 0))
-        joined = _join(parts)
+        parts.append(of_specials(template.after, template.second_type if second is not None else 0))
+        joined = join(parts)
         return Tokens(joined.ids, joined.spans, joined.words, joined.types, joined.sides, cut)
 
     def frame_ids(self, ids: Ids) -> Ids:
@@ -382,14 +348,6 @@ class Tokenizer:
         )
 
 
-def _id(backend: tokenizers.Tokenizer, name: str, dialect: Dialect) -> int:
-    found = backend.token_to_id(name)
-    if found is None:
-        needed = " ".join(dialect.special_tokens)
-        raise ModelError(f"the tokenizer lacks {name}; family {dialect.family} needs {needed}")
-    return found
-
-
 def _inside_word(sign: str) -> bool:
     """Whether a piece's character belongs to a word: a letter, a digit, part of a longer sign.
 
@@ -412,109 +370,3 @@ def _readable(text: str) -> str | TextError:
             "not valid Unicode"
         )
     return text
-
-
-def _tokens(encoding: Encoding) -> Tokens:
-    ids = np.array(encoding.ids, np.int64)
-    words = [-1 if word is None else word for word in encoding.word_ids]
-    zeros = np.zeros(len(ids), np.int64)
-    spans = np.array(encoding.offsets, np.int64).reshape(-1, 2)
-    return Tokens(ids, spans, np.array(words, np.int64), zeros, zeros)
-
-
-def _specials(ids: tuple[int, ...], kind: int = 0) -> Tokens:
-    none = np.full(len(ids), -1, np.int64)
-    spans = np.zeros((len(ids), 2), np.int64)
-    return Tokens(np.array(ids, np.int64), spans, none, np.full(len(ids), kind, np.int64), none)
-
-
-def _join(parts: Sequence[Tokens]) -> Tokens:
-    if not parts:
-        return _specials(())
-    return Tokens(
-        np.concatenate([part.ids for part in parts]),
-        np.concatenate([part.spans for part in parts]),
-        np.concatenate([part.words for part in parts]),
-        np.concatenate([part.types for part in parts]),
-        np.concatenate([part.sides for part in parts]),
-    )
-
-
-# --- files ------------------------------------------------------------------------------------
-
-
-def _load(folder: Path) -> tokenizers.Tokenizer:
-    whole, vocab, merges, words = (
-        folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
-    )
-    for path in (whole, vocab, merges, words):
-        if path.is_file() and path.stat().st_size > _LARGEST_FILE:
-            raise ModelError(f"{path.name}: larger than {_LARGEST_FILE >> 20} MiB; refused")
-    try:
-        if whole.is_file():
-            return tokenizers.Tokenizer.from_str(whole.read_text("utf-8"))
-        if vocab.is_file() and merges.is_file():
-            return byte_level_bpe(vocab, merges)
-        if words.is_file():
-            return _wordpiece(words, folder / "tokenizer_config.json")
-    except ModelError:
-        raise
-    except BaseException as error:
-        # The library's Rust code panics on some damaged files: that is no Exception in Python.
-        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
-            raise
-        raise ModelError(f"tokenizer files are damaged ({error})") from None
-    raise ModelError(
-        "no tokenizer; allowed: tokenizer.json, vocab.json with merges.txt, or vocab.txt"
-    )
-
-
-def byte_level_bpe(vocab: Path, merges: Path) -> tokenizers.Tokenizer:
-    """RoBERTa's tokenizer from GPT-2's two files."""
-    dialect = DIALECTS["roberta"]
-    first, last, _, _, mask = dialect.special_tokens
-    backend = tokenizers.Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.post_processor = processors.RobertaProcessing(
-        (last, _id(backend, last, dialect)),
-        (first, _id(backend, first, dialect)),
-        trim_offsets=True,
-        add_prefix_space=False,
-    )
-    backend.add_special_tokens(
-        [AddedToken(name, lstrip=name == mask, normalized=False) for name in dialect.special_tokens]
-    )
-    return backend
-
-
-def _wordpiece(path: Path, settings_path: Path) -> tokenizers.Tokenizer:
-    settings = read_json(settings_path) if settings_path.is_file() else {}
-    vocab: dict[str, int] = {}
-    for line in path.read_text("utf-8").split("\n"):
-        vocab.setdefault(line.rstrip("\r"), len(vocab))
-    vocab.pop("", None)
-    specials = DIALECTS["bert"].special_tokens
-    first, last, _, unknown, _ = specials
-    for name in specials:
-        if name not in vocab:
-            raise ModelError(f"vocab.txt lacks {name}")
-    cased = any(word != word.lower() for word in vocab if word not in specials)
-    lower = settings.get("do_lower_case")
-    strip = settings.get("strip_accents")
-    backend = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=unknown))
-    backend.normalizer = normalizers.BertNormalizer(
-        handle_chinese_chars=settings.get("tokenize_chinese_chars") is not False,
-        strip_accents=strip if isinstance(strip, bool) else None,
-        # Where nothing says so, a vocabulary without a capital letter is an uncased one.
-        lowercase=lower if isinstance(lower, bool) else not cased,
-    )
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece()
-    backend.post_processor = processors.TemplateProcessing(
-        single=f"{first} $A {last}",
-        pair=f"{first} $A {last} $B:1 {last}:1",
-        special_tokens=[(first, vocab[first]), (last, vocab[last])],
-    )
-    backend.add_special_tokens([AddedToken(name, normalized=False) for name in specials])
-    return backend
