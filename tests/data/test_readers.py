@@ -96,7 +96,7 @@ def test_a_bad_row_is_an_error_and_the_rest_goes_on(tmp_path: Path) -> None:
         ("a.csv", b"", None),
         ("a.csv", b"x,y\n1,2\n", None),
         ("a.txt.gz", b"not gzip", None),
-        ("a.txt.gz", gzip.compress(b"x" * 9999)[:-9], None),
+        ("a.txt.gz", gzip.compress(b"x" * 9999, mtime=0)[:-9], None),
         ("a.txt.xz", b"not xz", None),
     ],
 )

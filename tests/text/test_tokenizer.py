@@ -308,6 +308,12 @@ def test_pieces_that_begin_and_continue_words(roberta: Tokenizer) -> None:
     assert not spaced[roberta.special_ids].any()
 
 
+def test_a_letter_that_is_another_algorithms_sign(xlm_roberta: Tokenizer) -> None:
+    # Ġ is byte-level BPE's sign of a space, and to Unigram a (Maltese) letter like any other.
+    (letter,) = (i for i in range(xlm_roberta.vocab_size) if xlm_roberta.pieces([i]) == ("Ġ",))
+    assert xlm_roberta.continues(xlm_roberta.vocab_size)[letter]
+
+
 def test_wordpiece_continues_with_its_marks(bert: Tokenizer) -> None:
     size = len(WORDS) + 3
     assert np.flatnonzero(bert.continues(size)).tolist() == [

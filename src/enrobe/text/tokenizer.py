@@ -268,7 +268,7 @@ class Tokenizer:
                 out[:, index] = not later, not later, later
             else:
                 # BPE and Unigram put the space into the piece, and each has its sign for it.
-                space = piece[:1] in ("Ġ", "▁")
+                space = piece[:1] == ("▁" if self.kind == "Unigram" else "Ġ")
                 inside = _inside_word(piece[1:2] if space else piece[:1])
                 # Unigram writes the space even where a text begins without one.
                 bare = space if self.kind == "Unigram" else not space
