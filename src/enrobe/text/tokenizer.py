@@ -7,6 +7,7 @@ Legend: T tokens.
 """
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -269,7 +270,8 @@ class Tokenizer:
             else:
                 # BPE and Unigram put the space into the piece, and each has its sign for it.
                 space = piece[:1] == ("▁" if self.kind == "Unigram" else "Ġ")
-                inside = _inside_word(piece[1:2] if space else piece[:1])
+                sign = piece[1:2] if space else piece[:1]
+                inside = _letter(sign) if self.kind == "Unigram" else _byte_inside_word(sign)
                 # Unigram writes the space even where a text begins without one.
                 bare = space if self.kind == "Unigram" else not space
                 out[:, index] = space and inside, bare and inside, not space and inside
@@ -348,11 +350,16 @@ class Tokenizer:
         )
 
 
-def _inside_word(sign: str) -> bool:
-    """Whether a piece's character belongs to a word: a letter, a digit, part of a longer sign.
+def _letter(sign: str) -> bool:
+    """Whether a character belongs to a word: a letter, a digit, or a mark on one."""
+    return sign != "" and unicodedata.category(sign)[0] in "LNM"
 
-    Byte-level BPE spells a byte above 127 as a letter of its own, and a control character or space
-    as one of U+0100 to U+0121.
+
+def _byte_inside_word(sign: str) -> bool:
+    """The same of byte-level BPE's spelling of a byte, which may be part of a longer character.
+
+    A byte above 127 is spelled as a letter of its own; a control character or a space as one of
+    U+0100 to U+0121.
     """
     return sign.isalnum() if sign.isascii() else not "\u0100" <= sign <= "\u0121"
 
