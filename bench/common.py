@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED = Path(os.environ.get("ENROBE_SHARED", ROOT.parent / "shared"))
+SHARED = Path(os.environ.get("ENROBE_DATA", ROOT.parent / "shared/data")).parent
 BASE = {"layers": 12, "hidden": 768, "heads": 12, "wide": 3072}
 
 

@@ -6,6 +6,7 @@ parameter is perturbed, so that a forgotten bias or norm fails.
 Legend: B rows, S longest row, T tokens of a row, H hidden, V vocabulary, L layers, C outputs.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,10 @@ from enrobe.dialects import DIALECTS
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
+
+# Real data and tokenizers, side by side; tests that need them skip where they are not.
+_DATA = Path(__file__).parents[2] / "shared/data"
+SHARED = Path(os.environ.get("ENROBE_DATA", _DATA)).parent
 
 FAMILIES = tuple(DIALECTS)
 HEADS = ("mlm", "classify", "multilabel", "regress", "tag", "answer")

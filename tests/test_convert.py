@@ -26,9 +26,8 @@ from enrobe.convert import Converted, convert
 from enrobe.dialects import DIALECTS
 from enrobe.errors import CallError, ModelError
 from enrobe.text.tokenizer import Tokenizer
-from tests.support import random_rows, reference, reference_outputs, scaled_error
+from tests.support import SHARED, random_rows, reference, reference_outputs, scaled_error
 
-SHARED = Path(os.environ.get("ENROBE_SHARED", Path(__file__).parents[2] / "shared"))
 LENGTHS = (9, 3, 31)
 TEXTS = ("The other hen, then.", "Weiß das é? <mask> [MASK] 2 + 2", "", " the\tnine  HENS")
 
@@ -684,7 +683,7 @@ def test_fairseq_with_the_real_vocabulary(old: Path, tmp_path: Path) -> None:
     """From GPT-2's files and a dictionary in roberta-base's order comes its exact tokenizer."""
     real = SHARED / "tokenizers" / "roberta-base"
     if not (real / "vocab.json").is_file():
-        pytest.skip("needs roberta-base's vocab.json and merges.txt under $ENROBE_SHARED")
+        pytest.skip("needs roberta-base's vocab.json and merges.txt beside $ENROBE_DATA")
     vocab = json.loads((real / "vocab.json").read_text("utf-8"))
     own = {"<s>", "<pad>", "</s>", "<unk>", "<mask>"}
     pieces = [piece for piece in vocab if piece not in own and not piece.startswith("madeup")]

@@ -27,8 +27,8 @@ from enrobe.dialects import DIALECTS
 from enrobe.errors import CallError, EnrobeError
 from enrobe.text.tokenizer import Tokenizer
 from enrobe.text.tokens import Tokens
+from tests.support import SHARED
 
-SHARED = Path(os.environ.get("ENROBE_SHARED", Path(__file__).parents[3] / "shared"))
 XLM_ROBERTA = SHARED / "tokenizers/xlm-roberta/tokenizer.json.xz"
 # Spaces in a row make merges, too: where a text is cut matters among them.
 SENTENCES = "the cat sat on the mat. and then the hat was on the cat, \n\n  \n and that.  \n\n" * 3

@@ -4,7 +4,6 @@ Every bound is five standard deviations of the count it is for, and the seeds ar
 """
 
 import math
-import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -35,8 +34,8 @@ from enrobe.errors import CallError
 from enrobe.text.ragged import Ragged, row_offsets
 from enrobe.text.tokenizer import Tokenizer
 from enrobe.text.tokens import Tokens
+from tests.support import SHARED
 
-SHARED = Path(os.environ.get("ENROBE_SHARED", Path(__file__).parents[3] / "shared"))
 ROBERTA = SHARED / "tokenizers/roberta-base"
 SEED = 1907
 SIGMAS = 5

@@ -18,8 +18,8 @@ from enrobe.data.packing import Documents, FullSentences, Mixture, permute
 from enrobe.errors import CallError
 from enrobe.text.tokenizer import Tokenizer
 from tests.data.test_corpus import random_documents, toy_tokenizer, write_txt
+from tests.support import SHARED
 
-SHARED = Path(os.environ.get("ENROBE_SHARED", Path(__file__).parents[3] / "shared"))
 VALID = SHARED / "data/text-simplewiki/valid.txt.xz"
 FIRST, LAST = 0, 2
 

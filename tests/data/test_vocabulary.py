@@ -18,8 +18,8 @@ from enrobe.data.vocabulary import LARGEST, SMALLEST, train_bpe, train_vocabular
 from enrobe.errors import CallError
 from enrobe.text.tokenizer import Tokenizer
 from enrobe.text.tokens import Tokens
+from tests.support import SHARED
 
-SHARED = Path(os.environ.get("ENROBE_SHARED", Path(__file__).parents[3] / "shared"))
 VALID = SHARED / "data/text-simplewiki/valid.txt.xz"
 SEED = 5
 

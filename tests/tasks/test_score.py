@@ -1,8 +1,6 @@
 """Pseudo-log-likelihood against a loop written out by hand over transformers."""
 
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +8,8 @@ import torch
 
 import enrobe
 from enrobe.errors import CallError, TextError
-from tests.support import reference
+from tests.support import SHARED, reference
 
-SHARED = Path(os.environ.get("ENROBE_SHARED", Path(__file__).parents[3] / "shared"))
 VOCAB = SHARED / "tokenizers/roberta-base"
 pytestmark = pytest.mark.skipif(
     not VOCAB.is_dir(), reason="roberta-base's vocabulary files are not on this machine"

@@ -1,6 +1,5 @@
 import json
 import lzma
-import os
 from itertools import islice
 from pathlib import Path
 
@@ -15,8 +14,8 @@ from enrobe.dialects import DIALECTS
 from enrobe.errors import CallError, ModelError, TextError
 from enrobe.text.tokenizer import Tokenizer
 from enrobe.text.tokens import Tokens
+from tests.support import SHARED
 
-SHARED = Path(os.environ.get("ENROBE_SHARED", Path(__file__).parents[3] / "shared"))
 ROBERTA = SHARED / "tokenizers/roberta-base"
 XLM_ROBERTA = SHARED / "tokenizers/xlm-roberta/tokenizer.json.xz"
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "sat", "##s", "ca", "##t"]
