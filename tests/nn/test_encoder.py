@@ -108,7 +108,10 @@ def test_a_row_does_not_read_its_neighbours() -> None:
 def test_positions_count_from_the_offset(offset: int) -> None:
     encoder = Encoder(small(position_offset=offset))
     ids, offsets, types = rows_of(4)
-    encoder(ids, offsets, types, (0,))[0].sum().backward()
+    # Weights on the sum: a norm's plain sum does not depend on what was normed.
+    weights = torch.randn(len(ids), 1, generator=torch.Generator().manual_seed(9))
+    spread = torch.linspace(-1, 1, encoder.config.hidden_size)
+    (encoder(ids, offsets, types, (0,))[0] * weights * spread).sum().backward()
     gradient = encoder.get_parameter("embeddings.position.weight").grad
     assert gradient is not None
     used = gradient.abs().sum(1).nonzero().flatten().tolist()
