@@ -10,7 +10,6 @@ from cyclopts import App, CycloptsError, Parameter
 
 import enrobe
 from enrobe import console
-from enrobe.data.readers import Row
 from enrobe.errors import EnrobeError
 from enrobe.tasks.info import info as model_info
 from enrobe.tasks.model import Errors
@@ -77,11 +76,8 @@ def fill(
             texts, top_k=top_k, targets=target, joint=joint, max_pieces=max_pieces, errors=errors
         )
 
-    def failed(row: Row) -> Fill:
-        return Fill(row.text, (), (), row.error)
-
     return console.answer_all(
-        console.Job(text, input, column, output, json), run, failed, console.fill_table
+        console.Job(text, input, column, output, json), run, Fill.failed, console.fill_table
     )
 
 
@@ -119,11 +115,8 @@ def score(
     def run(texts: list[str], errors: Errors) -> list[Score]:
         return loaded.score(texts, method=method, errors=errors)
 
-    def failed(row: Row) -> Score:
-        return Score(row.text, float("nan"), 0, row.error)
-
     return console.answer_all(
-        console.Job(text, input, column, output, json), run, failed, console.score_table
+        console.Job(text, input, column, output, json), run, Score.failed, console.score_table
     )
 
 

@@ -57,7 +57,7 @@ class Job:
 def answer_all(
     job: Job,
     run: Callable[[list[str], Errors], list[Given]],
-    failed: Callable[[Row], Given],
+    failed: Callable[[str, str], Given],
     table: Callable[[Given], RenderableType],
 ) -> int:
     """Answer texts in look-ahead chunks, in their order and in constant memory.
@@ -75,7 +75,7 @@ def answer_all(
         while chunk := list(_chunk(rows)):
             good = iter(run([row.text for row in chunk if row.error is None], errors))
             for row in chunk:
-                answer = next(good) if row.error is None else failed(row)
+                answer = next(good) if row.error is None else failed(row.text, row.error)
                 wrong += answer.error is not None
                 write(answer)
             count += len(chunk)

@@ -58,7 +58,7 @@ class Fill(_Result):
     error: str | None = None
 
     @classmethod
-    def failed(cls, text: str, error: TextError) -> Self:
+    def failed(cls, text: str, error: TextError | str) -> Self:
         """The result of a text that cannot be processed."""
         return cls(text, (), (), str(error))
 
@@ -75,6 +75,6 @@ class Score(_Result):
     error: str | None = None
 
     @classmethod
-    def failed(cls, text: str, error: TextError) -> Self:
+    def failed(cls, text: str, error: TextError | str) -> Self:
         """The result of a text that cannot be processed."""
         return cls(text, float("nan"), 0, str(error))
