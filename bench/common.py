@@ -28,15 +28,23 @@ BASE = {"layers": 12, "hidden": 768, "heads": 12, "wide": 3072}
 
 
 def roberta_folder(
-    folder: Path, *, seed: int = 0, layers: int, hidden: int, heads: int, wide: int
+    folder: Path,
+    *,
+    seed: int = 0,
+    layers: int,
+    hidden: int,
+    heads: int,
+    wide: int,
+    tokenizer: Path | None = None,
+    vocabulary: int = 50_265,
 ) -> None:
-    """A RoBERTa masked-LM folder with random weights and the real tokenizer."""
+    """A RoBERTa masked-LM folder with random weights and a tokenizer; None: the real one."""
     from enrobe import checkpoint
     from enrobe.config import EncoderConfig, HeadConfig
 
     config = EncoderConfig(
         family="roberta",
-        vocab_size=50_265,
+        vocab_size=vocabulary,
         hidden_size=hidden,
         num_layers=layers,
         num_heads=heads,
@@ -56,7 +64,7 @@ def roberta_folder(
         config=config,
         heads=head,
         tensors=tensors,
-        tokenizer_folder=SHARED / "tokenizers/roberta-base",
+        tokenizer_folder=tokenizer or SHARED / "tokenizers/roberta-base",
     )
     settings = {"tokenizer_class": "RobertaTokenizer", "model_max_length": 512}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -8,7 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-VERBS = ("fill", "score", "info", "convert")
+VERBS = (
+    "fill",
+    "score",
+    "predict",
+    "embed",
+    "search",
+    "info",
+    "data",
+    "convert",
+    "pretrain",
+    "evaluate",
+    "layers",
+)
 HEAD = """# The command line
 
 Made from `--help` by `make docs`; a test compares. Results go to standard output, as a table on a

@@ -7,6 +7,7 @@ Legend: B rows, S longest row, T tokens of a row, H hidden, V vocabulary, L laye
 """
 
 import os
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,9 @@ import torch
 import transformers
 
 from enrobe.config import EncoderConfig
+from enrobe.data.vocabulary import train_bpe
 from enrobe.dialects import DIALECTS
+from enrobe.text.tokenizer import Tokenizer
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -56,6 +59,9 @@ _SIZES = {
     # Far from every default, so that a default that was left in place fails.
     "layer_norm_eps": 0.01,
 }
+
+# Spaces in a row make merges, too: where a text is cut matters among them.
+SENTENCES = "the cat sat on the mat. and then the hat was on the cat, \n\n  \n and that.  \n\n" * 3
 
 Row = npt.NDArray[np.int64]
 Array = npt.NDArray[np.float32]
@@ -175,3 +181,30 @@ def log_softmax(logits: Array) -> Array:
     shifted = logits - logits.max(-1, keepdims=True)
     result: Array = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
     return result
+
+
+# --- text to train on ---------------------------------------------------------------------------
+
+
+def toy_tokenizer(size: int = 283) -> Tokenizer:
+    """A byte-level BPE with a few merges."""
+    return Tokenizer(train_bpe([SENTENCES], size), DIALECTS["roberta"])
+
+
+def write_txt(path: Path, documents: Sequence[str]) -> Path:
+    """Documents as they stand in a text file: a blank line between two."""
+    path.write_bytes("\n\n".join(documents).encode())
+    return path
+
+
+def random_documents(seed: int, count: int, words: int = 60) -> list[str]:
+    """Documents of one or more paragraphs, without blank ones."""
+    print("seed", seed)
+    chance = random.Random(seed)
+    known = ["the", "cat", "sat", "on", "mat.", "naïve", "日本", "😀", "x", "</s>", "<mask>", "  "]
+    known += [str(number) for number in range(20)]
+    out = []
+    for _ in range(count):
+        sizes = [chance.randint(1, words) for _ in range(chance.randint(1, 4))]
+        out.append("\n".join("p " + " ".join(chance.choices(known, k=size)) for size in sizes))
+    return out

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from enrobe import hub
+from enrobe import checkpoint, hub
 from enrobe.errors import CallError
 from tests.support import reference
 
@@ -111,6 +111,18 @@ def test_fetched_once_then_from_the_cache(
     assert again.returncode == 0, again.stderr
 
 
+def test_int8_rows_are_fetched(served: tuple[str, Path, list[str]], tmp_path: Path) -> None:
+    endpoint, root, _ = served
+    reference(tmp_path / "whole", "bert", "mlm")
+    read = checkpoint.read(tmp_path / "whole")
+    parts = {"config": read.config, "heads": read.heads, "tensors": read.tensors}
+    checkpoint.write(root / "small", **parts, int8_rows=True)  # type: ignore[arg-type]
+    with_tokenizer(root / "small")
+    found = load("someone/small", endpoint, tmp_path / "cache")
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["weights"]["stored"] == "int8 rows"
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [("someone/nothing", "no public model"), ("someone/pickled", "enrobe convert")],
@@ -155,12 +167,6 @@ def test_neither_folder_nor_hub_id(name: str) -> None:
     with pytest.raises(CallError) as caught:
         hub.resolve(name)
     assert "\n" not in str(caught.value)
-
-
-def test_nothing_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(hub.ENVIRONMENT, raising=False)
-    with pytest.raises(CallError, match=hub.ENVIRONMENT):
-        hub.resolve(None)
 
 
 def test_a_file_is_no_model(tmp_path: Path) -> None:

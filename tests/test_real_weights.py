@@ -140,6 +140,34 @@ def test_numbers_equal_transformers(folder: Path) -> None:
         assert scaled_error(log_softmax(ours.heads[name]), log_softmax(logits)) <= 1e-5
 
 
+def test_minilm_embeds_as_its_authors_meant() -> None:
+    """The mean over all tokens, to length 1, of rows of up to 256 tokens, as its folder says."""
+    folder = weights("minilm")
+    model = enrobe.load(folder)
+    assert (model.sentence.pool, model.sentence.steps) == (("mean",), ("normalize",))
+    assert model.sentence.max_tokens == 256
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    texts = [*SENTENCES, *(" ".join(pair) for pair in PAIRS), " ".join(SENTENCES * 12)]
+    rows = [theirs(text, truncation=True, max_length=256).input_ids for text in texts]
+    hidden = reference_outputs(original(folder, False), [np.array(row) for row in rows]).hidden
+    means = np.array([states[-1].astype(np.float64).mean(0) for states in hidden])
+    wanted = means / np.linalg.norm(means, axis=1, keepdims=True)
+    assert scaled_error(model.embed(texts, long="truncate"), wanted) <= 1e-5
+    # What fits is the same whatever happens to what does not.
+    assert scaled_error(model.embed(texts)[:-1], wanted[:-1]) <= 1e-5
+    assert 0.5 < float(model.embed(texts)[-1] @ wanted[-1]) < 0.999
+    alone = np.concatenate([model.embed(text) for text in texts])
+    assert scaled_error(model.embed(texts), alone) <= 1e-6
+
+
+def test_minilm_knows_what_is_alike() -> None:
+    model = enrobe.load(weights("minilm"))
+    texts = ["A man is playing a guitar.", "Someone plays an instrument.", "The stock fell by 3%."]
+    found = model.similarity(texts, texts)
+    assert np.allclose(np.diag(found), 1, atol=1e-6)
+    assert found[0, 1] > 0.5 > 0.2 > found[0, 2]
+
+
 # --- antibodies -----------------------------------------------------------------------------------
 
 

@@ -7,13 +7,26 @@ from enrobe.errors import (
     MissingExtraError,
     ModelError,
     TextError,
+    TrainError,
 )
 from enrobe.tasks.model import Model, load
-from enrobe.tasks.results import Candidate, Fill, JointFill, Mask, Score
+from enrobe.tasks.results import (
+    Answer,
+    Candidate,
+    Fill,
+    JointFill,
+    Mask,
+    Prediction,
+    Score,
+    Span,
+    TokenVectors,
+)
+from enrobe.train.api import pretrain
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
     "CallError",
     "Candidate",
     "EnrobeError",
@@ -24,7 +37,12 @@ __all__ = [
     "MissingExtraError",
     "Model",
     "ModelError",
+    "Prediction",
     "Score",
+    "Span",
     "TextError",
+    "TokenVectors",
+    "TrainError",
     "load",
+    "pretrain",
 ]

@@ -1,34 +1,39 @@
 """Model folders in and out: config.json, safetensors and tokenizer files, in and out atomically.
 
-Only safetensors is read here; a pickled checkpoint goes through `enrobe.convert` once. Tensors are
+Only safetensors is read here; a pickled checkpoint goes through `enrobe.convert` once. float32 is
 memory-mapped, so reading a folder costs no memory before an engine touches the weights, and nothing
 in a folder can name code to run or a file outside it.
 
-Parameter names are ours: `embeddings.*`, `layers.N.*`, `pooler.*`, `heads.NAME.*`.
+Parameter names are ours: `embeddings.*`, `layers.N.*`, `pooler.*`, `heads.NAME.*`. In a folder with
+one head they take the family's names, so that transformers reads it; of several heads, only the
+encoder's do, and enrobe.json describes the heads.
 """
 
 import json
-import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
-import safetensors
-import safetensors.numpy
 
 from enrobe.config import EncoderConfig, HeadConfig
 from enrobe.dialects import DIALECTS, canonical_names, checkpoint_names, role
 from enrobe.errors import CallError, EnrobeError, ModelError, show
-from enrobe.settings import head_of_role, read_config, write_config
-
-Array = npt.NDArray[np.float32]
+from enrobe.manifest import MANIFEST, joined, read_manifest, write_manifest
+from enrobe.settings import Reading, head_of_role, read_config, write_config
+from enrobe.weights import (
+    INT8_WEIGHTS,
+    WEIGHTS,
+    Array,
+    map_safetensors,
+    read_int8_rows,
+    write_float32,
+    write_int8_rows,
+)
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -44,7 +49,6 @@ _INDEX = "model.safetensors.index.json"
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt")
 _LARGEST_JSON = 64 * 2**20
 _LARGEST_CONFIG = 4 * 2**20
-_DTYPES = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "BF16": np.uint16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +77,10 @@ def read(folder: Path) -> Checkpoint:
     """
     settings = read_settings(folder)
     try:
-        return assemble(folder, settings, _read_safetensors(folder))
+        described = {}
+        if (folder / MANIFEST).is_file():
+            described = read_manifest(read_json(folder / MANIFEST, _LARGEST_CONFIG))
+        return assemble(folder, settings, _read_weights(folder), described)
     except ModelError as error:
         raise ModelError(f"{folder}: {error}") from None
 
@@ -103,10 +110,52 @@ def read_json(path: Path, largest: int = _LARGEST_JSON) -> dict[str, object]:
 
 
 def assemble(
-    folder: Path, settings: Mapping[str, object], stored: Mapping[str, Array]
+    folder: Path,
+    settings: Mapping[str, object],
+    stored: Mapping[str, Array],
+    described: Mapping[str, HeadConfig] | None = None,
 ) -> Checkpoint:
-    """Bring tensors under a family's names into ours, and check that all are there and fit."""
+    """Bring tensors under a family's names into ours, and check that all are there and fit.
+
+    described: the heads of enrobe.json, by name.
+    """
+    described = described or {}
     reading = read_config(settings)
+    own = [name for name in stored if name.startswith("heads.")] if described else []
+    names: dict[str, str]
+    if own or len(described) > 1:
+        # The heads have our names in the file, too; no other is looked for.
+        rest = stored.keys() - set(own)
+        found, unexpected = canonical_names(rest, reading.encoder, None)
+        names = {ours: theirs for ours, theirs in found.items() if not ours.startswith("head.")}
+        heads = dict(described)
+        wanted = shapes(reading.encoder, heads)
+        names.update((name, name) for name in own if name in wanted)
+        unexpected += [name for name in own if name not in wanted]
+        unexpected += [theirs for ours, theirs in found.items() if ours.startswith("head.")]
+    else:
+        names, heads, unexpected = _family_heads(settings, reading, stored)
+        if described:
+            names, heads = _renamed(names, heads, described)
+    tensors = {ours: stored[theirs] for ours, theirs in names.items()}
+    _check_shapes(tensors, names, reading.encoder, heads)
+    return Checkpoint(
+        folder=folder,
+        config=reading.encoder,
+        heads=heads,
+        tensors=tensors,
+        unexpected=tuple(sorted(unexpected)),
+        ignored_keys=reading.ignored_keys,
+    )
+
+
+def _family_heads(
+    settings: Mapping[str, object], reading: Reading, stored: Mapping[str, Array]
+) -> tuple[dict[str, str], dict[str, HeadConfig], list[str]]:
+    """Names ours -> theirs, the heads (called by their kinds), and the names of no use.
+
+    For a file whose heads, too, have the family's names.
+    """
     found, unexpected = canonical_names(stored, reading.encoder, reading.head)
     by_role: dict[str, dict[str, str]] = {}
     names: dict[str, str] = {}
@@ -140,16 +189,26 @@ def assemble(
         names.update((f"heads.{head.kind}.{rest}", theirs) for rest, theirs in parts.items())
     if reading.head is not None and not heads:
         heads[reading.head.kind] = reading.head
-    tensors = {ours: stored[theirs] for ours, theirs in names.items()}
-    _check_shapes(tensors, names, reading.encoder, heads)
-    return Checkpoint(
-        folder=folder,
-        config=reading.encoder,
-        heads=heads,
-        tensors=tensors,
-        unexpected=tuple(unexpected),
-        ignored_keys=reading.ignored_keys,
-    )
+    return names, heads, unexpected
+
+
+def _renamed(
+    names: Mapping[str, str],
+    heads: Mapping[str, HeadConfig],
+    described: Mapping[str, HeadConfig],
+) -> tuple[dict[str, str], dict[str, HeadConfig]]:
+    """The one head that enrobe.json describes, under the name that it has there."""
+    ((name, more),) = described.items()
+    if more.kind not in heads:
+        has = ", ".join(heads) or "no head"
+        raise ModelError(f"{MANIFEST}: head {show(name)} of kind {more.kind}; the weights: {has}")
+    old, new = f"heads.{more.kind}.", f"heads.{name}."
+    kept = {
+        new + ours.removeprefix(old) if ours.startswith(old) else ours: theirs
+        for ours, theirs in names.items()
+        if ours.startswith(old) or not ours.startswith("heads.")
+    }
+    return kept, {name: joined(name, more, heads[more.kind])}
 
 
 def _with_labels(settings: Mapping[str, object], bias: Array | None) -> Mapping[str, object]:
@@ -220,80 +279,45 @@ def _norm(name: str, size: int) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": (size,), f"{name}.bias": (size,)}
 
 
-def _read_safetensors(folder: Path) -> dict[str, Array]:
-    single = folder / "model.safetensors"
-    if single.is_file():
-        return map_safetensors(single)
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold a folder's weights: one, or several shards.
+
+    Float32 goes before int8 rows: where a folder has both, transformers reads the former.
+
+    Raises:
+        ModelError: there are none, or the index of the shards is damaged.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
     if (folder / _INDEX).is_file():
         table = read_json(folder / _INDEX).get("weight_map")
         if not isinstance(table, dict) or not table:
             raise ModelError(f"{_INDEX}: no weight_map")
-        tensors: dict[str, Array] = {}
-        for name in sorted({str(value) for value in table.values()}):
+        names = sorted({str(value) for value in table.values()})
+        for name in names:
             # A shard is a plain name beside the index: no path leads out of the folder.
             if Path(name).name != name or not name.endswith(".safetensors"):
                 raise ModelError(f"{_INDEX}: shard {show(name)}; allowed: a .safetensors name")
             if not (folder / name).is_file():
                 raise ModelError(f"{_INDEX}: shard {show(name)} is missing")
-            tensors.update(map_safetensors(folder / name))
-        return tensors
+        return [folder / name for name in names]
+    if (folder / INT8_WEIGHTS).is_file():
+        return [folder / INT8_WEIGHTS]
     for name in _PICKLED:
         if (folder / name).is_file():
             raise ModelError(
                 f"only safetensors is loaded, and here is {name}; "
                 f"fix: enrobe convert {folder} --output DIR"
             )
-    raise ModelError("no weights; a model folder has a model.safetensors")
+    raise ModelError(f"no weights; a model folder has a {WEIGHTS}")
 
 
-def map_safetensors(path: Path) -> dict[str, Array]:
-    """Memory-map every floating-point tensor of a file as float32 (other widths are converted).
-
-    Raises:
-        ModelError: the file is damaged, truncated, or not safetensors.
-    """
-    try:
-        # The library checks the header (bounds, overlaps, sizes) before we trust its offsets.
-        with safetensors.safe_open(path, framework="numpy"):
-            pass
-        raw = np.memmap(path, dtype=np.uint8, mode="r")
-        size = int.from_bytes(raw[:8].tobytes(), "little")
-        header = json.loads(raw[8 : 8 + size].tobytes())
-    except (OSError, ValueError, RecursionError, safetensors.SafetensorError) as error:
-        raise ModelError(f"{path.name} is damaged or not safetensors ({error})") from None
-    header.pop("__metadata__", None)
+def _read_weights(folder: Path) -> dict[str, Array]:
     tensors: dict[str, Array] = {}
-    for name, entry in header.items():
-        dtype = _DTYPES.get(entry["dtype"])
-        if dtype is None:
-            continue
-        start, stop = entry["data_offsets"]
-        flat = raw[8 + size + start : 8 + size + stop]
-        if flat.ctypes.data % np.dtype(dtype).itemsize:
-            flat = flat.copy()
-        array = flat.view(dtype).reshape(entry["shape"])
-        if entry["dtype"] == "BF16":
-            # bfloat16 is the upper half of a float32.
-            array = (array.astype(np.uint32) << 16).view(np.float32)
-        tensors[name] = cast(Array, np.asarray(array, dtype=np.float32))
+    for path in weight_files(folder):
+        int8 = path.name == INT8_WEIGHTS
+        tensors.update(read_int8_rows(path) if int8 else map_safetensors(path))
     return tensors
-
-
-def release_pages(tensors: Iterable[Array]) -> None:
-    """Let the operating system take back the memory of mapped tensors until they are read again.
-
-    For an engine that has made its own, packed copy of the weights.
-    """
-    maps: dict[int, mmap.mmap] = {}
-    for tensor in tensors:
-        base: object = tensor
-        while isinstance(base, np.ndarray):
-            base = base.base
-        if isinstance(base, mmap.mmap):
-            maps[id(base)] = base
-    for mapped in maps.values():
-        if hasattr(mmap, "MADV_DONTNEED"):
-            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def write(
@@ -304,23 +328,33 @@ def write(
     tensors: Mapping[str, Array],
     tokenizer_folder: Path | None = None,
     tokenizer_files: Mapping[str, str] | None = None,
+    int8_rows: bool = False,
 ) -> None:
     """Write a folder that transformers loads as it is, all of it or nothing.
+
+    Of several heads transformers sees the encoder alone.
+
+    With `int8_rows` the weights are stored in a quarter of the space (see `enrobe.weights`): Enrobe
+    alone loads such a folder, and transformers says that it has no weights.
 
     Tokenizer files are copied from `tokenizer_folder`; `tokenizer_files` (name -> text) are
     written besides, where the folder has no file of that name.
 
     Raises:
         CallError: the folder exists and is not empty, or cannot be written.
+        ModelError: with `int8_rows`, a matrix whose numbers are not finite; a name that no head can
+            have.
     """
-    assert len(heads) <= 1, "several heads need enrobe.json"
-    name, head = next(iter(heads.items()), ("", None))
+    manifest = write_manifest(heads)
+    name, head = next(iter(heads.items())) if len(heads) == 1 else ("", None)
     stored: dict[str, Array] = {}
     for ours, theirs in checkpoint_names(config, head):
         if head is not None and ours.startswith("head."):
             ours = ours.replace(f"head.{role(head.kind)}.", f"heads.{name}.", 1)
         if ours in tensors:
-            stored[theirs] = np.ascontiguousarray(tensors[ours], dtype=np.float32)
+            stored[theirs] = tensors[ours]
+    if len(heads) > 1:
+        stored.update((ours, value) for ours, value in tensors.items() if ours.startswith("heads."))
     with new_folder(folder) as work:
         for file in TOKENIZER_FILES:
             if tokenizer_folder is not None and (tokenizer_folder / file).is_file():
@@ -330,11 +364,12 @@ def write(
                 (work / file).write_text(text, "utf-8")
         settings = json.dumps(write_config(config, head), indent=2, sort_keys=True)
         (work / "config.json").write_text(settings + "\n", "utf-8")
-        safetensors.numpy.save_file(
-            cast(dict[str, npt.NDArray[Any]], stored),
-            work / "model.safetensors",
-            metadata={"format": "pt"},
-        )
+        if manifest is not None:
+            (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+        weights = work / (INT8_WEIGHTS if int8_rows else WEIGHTS)
+        (write_int8_rows if int8_rows else write_float32)(weights, stored)
+        # safetensors writes for the owner's eyes alone, whatever the umask.
+        shutil.copymode(work / "config.json", weights)
 
 
 @contextmanager

@@ -9,12 +9,16 @@ from typing import Annotated
 from cyclopts import App, CycloptsError, Parameter
 
 import enrobe
-from enrobe import console
+from enrobe import console, console_data, console_scores, progress
+from enrobe.data.labels import Kind
 from enrobe.errors import EnrobeError
+from enrobe.evaluate.files import Task as EvaluateTask
 from enrobe.tasks.info import info as model_info
-from enrobe.tasks.model import Errors
+from enrobe.tasks.model import Device, Errors
+from enrobe.tasks.parts import Long
 from enrobe.tasks.results import Fill, Score
 from enrobe.tasks.score import Method
+from enrobe.tasks.vector_files import Precision as WrittenPrecision
 
 app = App(
     name="enrobe",
@@ -28,7 +32,10 @@ app = App(
 
 Switch = Annotated[bool, Parameter(negative=())]
 Words = Annotated[list[str] | None, Parameter(consume_multiple=True, negative=())]
+Files = Annotated[list[Path] | None, Parameter(consume_multiple=True, negative=())]
 Column = Annotated[str | None, Parameter(name="--text")]
+Columns = Annotated[str, Parameter(name="--text")]
+Listed = Annotated[str | None, Parameter(allow_leading_hyphen=True)]
 
 
 @app.command
@@ -51,7 +58,7 @@ def fill(
     text
         Texts with <mask> (or [MASK], as the model has it); "-" reads standard input.
     model
-        A folder or a hub id; else $ENROBE_MODEL.
+        A folder, a built-in name or a hub id; else $ENROBE_MODEL or the built-in model.
     top_k
         Candidates a mask.
     target
@@ -98,7 +105,7 @@ def score(
     text
         Texts; "-" reads standard input.
     model
-        A folder or a hub id; else $ENROBE_MODEL.
+        A folder, a built-in name or a hub id; else $ENROBE_MODEL or the built-in model.
     method
         within_word masks the later pieces of a token's word too.
     input
@@ -121,13 +128,51 @@ def score(
 
 
 @app.command
+def predict(
+    model: str,
+    input: str,
+    *,
+    output: str | None = None,
+    head: str | None = None,
+    columns: Column = None,
+    json: Switch = False,
+) -> int:
+    """Label the rows of a file with a model's heads, in their order and in constant memory.
+
+    Of a model with several heads each row gets the answers of all that read texts, in one pass.
+
+    Parameters
+    ----------
+    model
+        A folder, a built-in name or a hub id.
+    input
+        Rows: txt, jsonl, csv, tsv, json, conll, conllu, parquet; gz and xz; "-": standard input.
+    output
+        A file for the answers, as JSON lines; else standard output.
+    head
+        The head, where the model has several and one is wanted.
+    columns
+        The text column, or the two of a pair (A,B), or question and context; else those that the
+        head was trained on. Standard input is JSON lines then.
+    json
+        JSON lines on a terminal too.
+    """
+    from enrobe.console_predict import predict_rows
+    from enrobe.tasks.predict_file import FilePredictor
+
+    names = console.listed(columns) or ()
+    predictor = FilePredictor(enrobe.load(model), head, names)
+    return predict_rows(console.Job((), input, None, output, json), predictor, names)
+
+
+@app.command
 def info(model: str | None = None, *, json: Switch = False) -> int:
     """Tell what a model is: family, sizes, heads, memory, tokenizer, and what was not read.
 
     Parameters
     ----------
     model
-        A folder or a hub id; else $ENROBE_MODEL.
+        A folder, a built-in name or a hub id; else $ENROBE_MODEL or the built-in model.
     json
         One JSON object on a terminal too.
     """
@@ -136,13 +181,66 @@ def info(model: str | None = None, *, json: Switch = False) -> int:
 
 
 @app.command
+def data(
+    *file: Path,
+    dev: Files = None,
+    columns: Column = None,
+    label: str | None = None,
+    kind: Annotated[Kind | None, Parameter(name=["--kind", "--task"])] = None,
+    format: str | None = None,
+    names: Annotated[str | None, Parameter(name="--columns")] = None,
+    model: str | None = None,
+    json: Switch = False,
+) -> int:
+    """Look at labelled files before anything is trained on them.
+
+    Rows and labels, lengths against a model's limit, duplicates and contradictions, texts that
+    stand in training and dev files both, rows that cannot be read (exit code 2).
+
+    Parameters
+    ----------
+    file
+        Training files: csv, tsv, jsonl, json (SQuAD's too), conll, conllu, txt, parquet; gz and xz.
+    dev
+        Files to be measured on.
+    columns
+        The text column, or the two of a pair: A,B; else what the file leaves no doubt of.
+    label
+        The label's column; for multilabel also several of 0 and 1: A,B,C.
+    kind
+        What the label is made for.
+    format
+        A format that the files' names do not say.
+    names
+        Names for the columns of a file without a header: A,B,C.
+    model
+        Whose tokens are counted; else $ENROBE_MODEL or the built-in model.
+    json
+        One JSON object on a terminal too.
+    """
+    from enrobe.tasks.data_report import report_data
+
+    report = report_data(
+        file,
+        dev or (),
+        kind=kind,
+        text=console.listed(columns) or (),
+        label=console.listed(label) or (),
+        format=format,
+        columns=console.listed(names) or (),
+        model=model,
+    )
+    return console_data.show_data(report, as_json=json)
+
+
+@app.command
 def convert(source: str, *, output: Path, tokenizer: Path | None = None) -> int:
-    """Turn an older checkpoint into a safetensors folder that Enrobe and transformers load.
+    """Turn another checkpoint into a safetensors folder that Enrobe and transformers load.
 
     Parameters
     ----------
     source
-        A folder or hub id with pytorch_model.bin or safetensors, or fairseq's model.pt.
+        A folder, built-in name or hub id (pytorch_model.bin, safetensors), or fairseq's model.pt.
     output
         The folder to write; it must not exist, or be empty.
     tokenizer
@@ -153,6 +251,268 @@ def convert(source: str, *, output: Path, tokenizer: Path | None = None) -> int:
     for line in run_convert(source, output, tokenizer=tokenizer).report():
         print(line, file=sys.stderr)
     return 0
+
+
+@app.command
+def embed(
+    *files: str,
+    output: Path,
+    input: Annotated[str | None, Parameter(show=False)] = None,
+    model: str | None = None,
+    pool: str | None = None,
+    layers: Listed = None,
+    normalize: bool | None = None,
+    prompt: str | None = None,
+    truncate_dim: int | None = None,
+    long: Long = "window",
+    column: Column = None,
+    precision: WrittenPrecision = "float32",
+    resume: Switch = False,
+    workers: int = 1,
+    device: Device = "auto",
+    json: Switch = False,
+) -> int:
+    """Write a vector for every row of files, in their order and in constant memory.
+
+    Killed or stopped at any moment, it goes on with --resume, to the same bytes.
+
+    Parameters
+    ----------
+    files
+        Files, or folders of them: txt, jsonl, csv, tsv, parquet; gz and xz; "-": standard input.
+    output
+        The file to write: .npy, .safetensors, .jsonl or .parquet. FILE.json tells of what.
+    model
+        A folder, a built-in name or a hub id; else $ENROBE_MODEL or the built-in model.
+    pool
+        cls, mean, max, mean_sqrt_len, or several (cls,mean); else what the folder says, or mean.
+    layers
+        Layers to average, such as -1,-2; else the last.
+    normalize
+        Vectors of length 1; else what the folder says.
+    prompt
+        A name among the folder's prompts, or a prefix for every text.
+    truncate_dim
+        Leading numbers to keep.
+    long
+        What is longer than the model: in windows, cut, or an error.
+    column
+        The column that holds the text; standard input is then JSON lines.
+    precision
+        Of the written numbers; int8 has a scale a row, and no place in an npy file.
+    resume
+        Go on with a job that was interrupted; it has the same model, options and input.
+    workers
+        Processes, each with its share of the cores; the result is the same.
+    device
+        cuda needs PyTorch.
+    json
+        One JSON object on a terminal too.
+    """
+    from enrobe.tasks.bulk import embed_files
+
+    with progress.shown() as show:
+        made = embed_files(
+            [*files, *([] if input is None else [input])],
+            output,
+            model=model,
+            pool=console.listed(pool),  # type: ignore[arg-type]
+            layers=console.numbers(layers),
+            normalize=normalize,
+            truncate_dim=truncate_dim,
+            prompt=prompt,
+            long=long,
+            column=column,
+            precision=precision,
+            resume=resume,
+            workers=workers,
+            device=device,
+            report=show,
+        )
+    return console.show_embedded(made, as_json=json)
+
+
+@app.command
+def search(
+    file: Path,
+    *query: str,
+    top_k: int = 5,
+    model: str | None = None,
+    prompt: str | None = None,
+    texts: str | None = None,
+    column: Column = None,
+    json: Switch = False,
+) -> int:
+    """Find the rows of a file by `enrobe embed` that are most like each query: exact, all compared.
+
+    Parameters
+    ----------
+    file
+        The file of vectors; FILE.json tells of their model and their texts.
+    query
+        Texts to look for.
+    top_k
+        Hits a query.
+    model
+        A folder, a built-in name or a hub id; else the one that FILE.json names.
+    prompt
+        For the queries; else the one that the rows have.
+    texts
+        Where the texts of an npy or safetensors file are; else where FILE.json says.
+    column
+        The column of --texts that holds them.
+    json
+        JSON lines on a terminal too.
+    """
+    from enrobe.tasks.search_file import search as search_file
+
+    found = search_file(
+        file, query, top_k=top_k, model=model, prompt=prompt, texts=texts, column=column
+    )
+    console.show_found(found, as_json=json)
+    return 0
+
+
+@app.command
+def evaluate(
+    model: str,
+    data: Path,
+    *,
+    task: EvaluateTask,
+    columns: Columns,
+    label: str | None = None,
+    pool: str | None = None,
+    layers: Listed = None,
+    normalize: bool | None = None,
+    device: Device = "auto",
+    json: Switch = False,
+) -> int:
+    """Score a model on a file, with bootstrap intervals.
+
+    sts: Spearman's and Pearson's correlation of the similarity of pairs with their scores. bitext:
+    how often each text's other half is the most like it of all, both ways, and its mean reciprocal
+    rank.
+
+    Parameters
+    ----------
+    model
+        A folder, a built-in name or a hub id.
+    data
+        A file of rows: csv, tsv, jsonl (gz and xz of them) or parquet.
+    task
+        What is scored.
+    columns
+        The two text columns: A,B.
+    label
+        The column of scores, for sts.
+    pool
+        cls, mean, max, mean_sqrt_len, or several (cls,mean); else what the folder says, or mean.
+    layers
+        Layers to average, such as -1,-2; else the last.
+    normalize
+        Vectors of length 1; else what the folder says.
+    device
+        cuda needs PyTorch.
+    json
+        One JSON object on a terminal too.
+    """
+    from enrobe.evaluate.files import evaluate_file
+    from enrobe.evaluate.similarity import Embedding
+
+    with progress.shown() as show:
+        report = evaluate_file(
+            enrobe.load(model, device=device),
+            data,
+            task=task,
+            text=console.listed(columns) or (),
+            label=label,
+            embedding=Embedding(
+                pool=console.listed(pool),  # type: ignore[typeddict-item]
+                layers=console.numbers(layers),
+                normalize=normalize,
+            ),
+            progress=show,
+        )
+    return console_scores.show_evaluated(report, as_json=json)
+
+
+@app.command
+def layers(
+    *,
+    dev: Path,
+    train: Path | None = None,
+    columns: Columns,
+    label: str,
+    output: Path,
+    model: str | None = None,
+    device: Device = "auto",
+    json: Switch = False,
+) -> int:
+    """Find the layer and pooling that know most about a task: a score for each, as table and curve.
+
+    Labels are classes, told apart by logistic regression on the vectors of --train. Two text
+    columns with labels that are fractions, or without --train, are scored pairs: Spearman's
+    correlation of the cosine with the score.
+
+    Parameters
+    ----------
+    dev
+        Rows to test on: csv, tsv, jsonl (gz and xz of them) or parquet.
+    train
+        Rows to learn from.
+    columns
+        The text column, or the two of a pair: A,B.
+    label
+        The column of labels.
+    output
+        The folder to write (layers.json, layers.md, layers.png); it must not exist, or be empty.
+    model
+        A folder, a built-in name or a hub id; else $ENROBE_MODEL or the built-in model.
+    device
+        cuda needs PyTorch.
+    json
+        One JSON object on a terminal too.
+    """
+    from enrobe.evaluate.layers_folder import write_layers
+
+    with progress.shown() as show:
+        report = write_layers(
+            enrobe.load(model, device=device),
+            output,
+            name=model or os.environ.get("ENROBE_MODEL") or "the built-in model",
+            train=train,
+            dev=dev,
+            text=console.listed(columns) or (),
+            label=label,
+            progress=show,
+        )
+    return console_scores.show_layers(report, output, as_json=json)
+
+
+@app.command
+def pretrain(
+    recipe: Path, *, resume: Switch = False, set: Words = None, json: Switch = False
+) -> int:
+    """Pretrain a masked language model on text files, or adapt one to a domain.
+
+    Ctrl-C and SIGTERM save first (exit code 130); --resume goes on exactly, after a kill -9 too.
+
+    Parameters
+    ----------
+    recipe
+        A TOML file; docs/pretraining.md has every key.
+    resume
+        Go on from the last complete checkpoint.
+    set
+        KEY=VALUE in place of what the recipe says, for instance train.steps=100.
+    json
+        One JSON object on a terminal too.
+    """
+    from enrobe.train.api import pretrain as run_pretrain
+
+    result = run_pretrain(recipe, resume=resume, changes=set or ())
+    console.show_pretrained(result, as_json=json)
+    return 0 if result.finished else 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -171,7 +531,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         message = " ".join(str(error).split())
         print(f"enrobe: {message}", file=sys.stderr)
         code = 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
+        if str(stopped):
+            print(f"enrobe: {stopped}", file=sys.stderr)
         code = 130
     except BrokenPipeError:
         # Whoever read our output has gone; Python must not complain about it at exit.

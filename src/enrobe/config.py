@@ -10,7 +10,7 @@ from enrobe.errors import ModelError, show
 
 HeadKind = Literal["mlm", "classify", "multilabel", "regress", "tag", "answer"]
 HEAD_KINDS: tuple[HeadKind, ...] = ("mlm", "classify", "multilabel", "regress", "tag", "answer")
-SEQUENCE_KINDS = ("classify", "multilabel", "regress")
+SEQUENCE_KINDS: tuple[HeadKind, ...] = ("classify", "multilabel", "regress")
 
 # Upper limits keep a hostile config.json from making us loop or allocate; no real model is near.
 _LIMITS: dict[str, tuple[int, int]] = {
@@ -98,7 +98,8 @@ class HeadConfig:
     """One head on an encoder: what it answers, and how its published form is built.
 
     Raises:
-        ModelError: the kind is unknown, or labels are missing or repeated.
+        ModelError: a value that is not allowed, labels that are missing or repeated, or what its
+            kind has no use for.
     """
 
     kind: HeadKind
@@ -112,6 +113,19 @@ class HeadConfig:
     # before the last layer
     tied: bool = True
     # mlm: the decoder is the word-embedding table
+    temperature: float = 1.0
+    # logits are divided by it before they become probabilities (Guo et al. 2017)
+    thresholds: tuple[float, ...] = ()
+    # multilabel: one a label; a label is given from this probability on; (): 0.5 for all
+    no_answer: float | None = None
+    # answer: "" is the answer where its probability against the best span's is above this; None:
+    # there is always an answer
+    text: tuple[str, ...] = ()
+    # the columns that it was trained on: one, or the two of a pair; (): not known
+    metric: str | None = None
+    # what it was chosen by
+    limit: int | None = None
+    # the longest row in tokens that it was trained on; None: the model's own
 
     def __post_init__(self) -> None:
         if self.kind not in HEAD_KINDS:
@@ -120,6 +134,23 @@ class HeadConfig:
             raise ModelError(f"a {self.kind} head has no labels")
         if len(set(self.labels)) < len(self.labels):
             raise ModelError(f"a {self.kind} head has the same label twice: {show(self.labels)}")
+        if not (_is_number(self.temperature) and 1e-6 <= self.temperature <= 1e6):
+            raise ModelError(f"temperature is {show(self.temperature)}; allowed: 1e-6 to 1e6")
+        if self.kind in ("regress", "mlm") and self.temperature != 1:
+            raise ModelError(f"temperature is {self.temperature}; a {self.kind} head has none")
+        shares = [*self.thresholds, *([] if self.no_answer is None else [self.no_answer])]
+        if not all(_is_number(share) and 0 <= share <= 1 for share in shares):
+            raise ModelError(f"thresholds or no_answer {show(shares)}; allowed: from 0 to 1")
+        if self.thresholds and self.kind != "multilabel":
+            raise ModelError(f"thresholds are for multilabel; the head is of kind {self.kind}")
+        if self.thresholds and len(self.thresholds) != len(self.labels):
+            raise ModelError(f"{len(self.thresholds)} thresholds and {len(self.labels)} labels")
+        if self.no_answer is not None and self.kind != "answer":
+            raise ModelError(f"no_answer is for answer; the head is of kind {self.kind}")
+        if len(self.text) > 2:
+            raise ModelError(f"text names {len(self.text)} columns; allowed: 1 or 2")
+        if self.limit is not None and (type(self.limit) is not int or self.limit < 3):
+            raise ModelError(f"limit is {show(self.limit)}; allowed: 3 or more")
 
     @property
     def width(self) -> int:
@@ -130,6 +161,18 @@ class HeadConfig:
     def is_sequence(self) -> bool:
         """True where the head answers once a row, from the row's first token."""
         return self.kind in SEQUENCE_KINDS
+
+
+def check_head_name(name: str) -> None:
+    """Raise ModelError for a name that no head can have: it is part of its tensors' names."""
+    if not isinstance(name, str) or not name or len(name) > 100 or not name.isprintable():
+        raise ModelError(f"a head is called {show(name)}; allowed: 1 to 100 printable characters")
+    if "." in name or "/" in name:
+        raise ModelError(f"a head is called {show(name)}; allowed: a name without dot and slash")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def describe(config: EncoderConfig) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""What the command line shows: tables on a terminal, JSON lines elsewhere, and progress.
+"""What the command line shows: tables on a terminal, JSON lines elsewhere.
 
 Standard output carries results and nothing else; everything about the work goes to standard error.
 """
@@ -6,27 +6,30 @@ Standard output carries results and nothing else; everything about the work goes
 import json
 import math
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from enrobe import progress
 from enrobe.data.readers import Row, Source
-from enrobe.errors import CallError
+from enrobe.errors import CallError, show
 from enrobe.tasks.model import Errors
 from enrobe.tasks.results import Fill, Score
 
+if TYPE_CHECKING:
+    from enrobe.tasks.bulk import EmbeddedFile
+    from enrobe.tasks.search_file import Found
+    from enrobe.train.pretrain import PretrainResult
+
 _LOOK_AHEAD = 1024
 _LOOK_AHEAD_CHARACTERS = 4_000_000
-_LOG_SECONDS = 10.0
 
 
 class Answer(Protocol):
@@ -40,7 +43,28 @@ class Answer(Protocol):
         """The record for JSON lines."""
 
 
+class Question(Protocol):
+    """A row that is to be answered."""
+
+    @property
+    def text(self) -> str:
+        """What was read; its length tells how much memory the row takes."""
+
+    @property
+    def error(self) -> str | None:
+        """What is wrong with the row, if anything."""
+
+
+class Share(Protocol):
+    """An input."""
+
+    @property
+    def share(self) -> float | None:
+        """How much of it has been read, 0 to 1; None where that is not known."""
+
+
 Given = TypeVar("Given", bound=Answer)
+Asked = TypeVar("Asked", bound=Question)
 
 
 @dataclass(frozen=True)
@@ -70,16 +94,36 @@ def answer_all(
     errors: Errors = "raise" if job.texts else "collect"
     run([], errors)  # the options are checked even where no text comes
     rows, source = _rows(job)
+    return answer_rows(
+        job,
+        rows,
+        source,
+        lambda chunk: run([row.text for row in chunk], errors),
+        lambda row: failed(row.text, str(row.error)),
+        table,
+    )
+
+
+def answer_rows(
+    job: Job,
+    rows: Iterator[Asked],
+    source: Share | None,
+    run: Callable[[list[Asked]], list[Given]],
+    failed: Callable[[Asked], Given],
+    table: Callable[[Given], RenderableType],
+) -> int:
+    """Answer rows in look-ahead chunks; see `answer_all`. `run` gets those without an error."""
     count = wrong = 0
-    with _writer(job, table) as write, _progress(source) as advance:
+    with _writer(job, table) as write, progress.shown(source is not None) as show:
+        show(0, 0, 0.0)
         while chunk := list(_chunk(rows)):
-            good = iter(run([row.text for row in chunk if row.error is None], errors))
+            good = iter(run([row for row in chunk if row.error is None]))
             for row in chunk:
-                answer = next(good) if row.error is None else failed(row.text, row.error)
+                answer = next(good) if row.error is None else failed(row)
                 wrong += answer.error is not None
                 write(answer)
             count += len(chunk)
-            advance(count)
+            show(count, 0, None if source is None else source.share)
     if wrong:
         print(f"enrobe: {wrong} of {count} texts had an error", file=sys.stderr)
     return 2 if wrong else 0
@@ -96,7 +140,7 @@ def _rows(job: Job) -> tuple[Iterator[Row], Source | None]:
     return iter(source), source
 
 
-def _chunk(rows: Iterator[Row]) -> Iterator[Row]:
+def _chunk(rows: Iterator[Asked]) -> Iterator[Asked]:
     """As many rows as are worth sorting by length together, and as memory should hold."""
     characters = 0
     for row in islice(rows, _LOOK_AHEAD):
@@ -145,50 +189,13 @@ def _is_nan(value: object) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-@contextmanager
-def _progress(source: Source | None) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, a JSON line every ten seconds elsewhere; nothing for a few texts."""
-    if source is None:
-        yield lambda _: None
-        return
-    started = last = time.monotonic()
-    if sys.stderr.isatty():
-        columns = (
-            TextColumn("{task.completed:,} rows"),
-            BarColumn(),
-            TextColumn("{task.fields[rate]:,.0f} rows/s"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("", total=None, rate=0.0)
-
-            def show_bar(count: int) -> None:
-                rate = count / max(1e-9, time.monotonic() - started)
-                total = count / source.share if source.share else None
-                progress.update(task, completed=count, total=total, rate=rate)
-
-            yield show_bar
-        return
-
-    def log(count: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= _LOG_SECONDS:
-            last = now
-            rate = count / (now - started)
-            record = {"rows": count, "rows_per_second": round(rate, 1), "share": source.share}
-            print(json.dumps(record), file=sys.stderr, flush=True)
-
-    yield log
-
-
 # --- tables -------------------------------------------------------------------------------------
 
 
 def fill_table(result: Fill) -> RenderableType:
     """One text's candidates, mask by mask, and its joint fillings."""
     if result.error is not None:
-        return _under(result.text, f"  {_printable(result.error)}")
+        return under(result.text, f"  {printable(result.error)}")
     table = Table(box=None, padding=(0, 1))
     several = len(result.masks) > 1 or bool(result.joint)
     for name in (*(("mask",) if several else ()), "word", "probability"):
@@ -198,27 +205,27 @@ def fill_table(result: Fill) -> RenderableType:
         for rank, candidate in enumerate(mask.candidates):
             cells = [str(number) if rank == 0 else ""] if several else []
             bar = "█" * round(20 * candidate.probability)
-            shown = [_printable(candidate.word), f"{candidate.probability:.4f}", bar]
+            shown = [printable(candidate.word), f"{candidate.probability:.4f}", bar]
             table.add_row(*cells, *shown, end_section=rank == len(mask.candidates) - 1)
     for rank, joint in enumerate(result.joint):
-        words = _printable(" · ".join(joint.words))
+        words = printable(" · ".join(joint.words))
         share = f"{math.exp(joint.log_probability):.4f}"
         table.add_row("joint" if rank == 0 else "", words, share)
-    return _under(result.text, table)
+    return under(result.text, table)
 
 
 def score_table(result: Score) -> RenderableType:
     """One text's pseudo-log-likelihood."""
     if result.error is not None:
-        return _under(result.text, f"  {_printable(result.error)}")
+        return under(result.text, f"  {printable(result.error)}")
     total, mean = result.log_likelihood, result.log_likelihood / result.tokens
-    return _under(result.text, f"  {total:.3f}, {result.tokens} tokens, {mean:.3f} a token")
+    return under(result.text, f"  {total:.3f}, {result.tokens} tokens, {mean:.3f} a token")
 
 
 def _facts_table(facts: dict[str, Any]) -> Table:
     table = Table(show_header=False, box=None, padding=(0, 1))
     for key, value in facts.items():
-        table.add_row(key.replace("_", " "), _printable(_fact(key, value)))
+        table.add_row(key.replace("_", " "), printable(_fact(key, value)))
     return table
 
 
@@ -240,14 +247,81 @@ def _head(name: str, head: dict[str, Any]) -> str:
     return f"{name} ({len(labels)} labels: {', '.join(labels[:8])})" if labels else name
 
 
-def _under(text: str, shown: RenderableType) -> RenderableType:
-    title = _printable(text if len(text) <= 200 else text[:199] + "…")
+def under(text: str, shown: RenderableType) -> RenderableType:
+    """What is said of a text, below it."""
+    title = printable(text if len(text) <= 200 else text[:199] + "…")
     return Group(f"[bold]{title}[/bold]", shown)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Text that cannot move the cursor, change colours, or fail to encode."""
     return escape("".join(c if c.isprintable() or c == " " else f"{c!a}"[1:-1] for c in text))
+
+
+def show_pretrained(result: "PretrainResult", *, as_json: bool) -> None:
+    """What a pretraining run made, on standard output."""
+    if as_json or not Console().is_terminal:
+        sys.stdout.buffer.write(json_line(result.to_dict()))
+        sys.stdout.buffer.flush()
+        return
+    done = "done" if result.finished else "stopped; go on with --resume"
+    table = Table(box=None, padding=(0, 1), title=f"step {result.step:,}, {done}")
+    sides = [side for side in ("before", "after") if getattr(result, side)]
+    for name in ("held-out set", "", *sides):
+        table.add_column(name, justify="right" if name in sides else "left")
+    sets = (result.after or result.before).items()
+    for name, measures in sets:
+        for measure in measures:
+            values = [f"{getattr(result, side)[name][measure]:,.4g}" for side in sides]
+            table.add_row(printable(name) if measure == "loss" else "", measure, *values)
+    console = Console(highlight=False)
+    if sets:
+        console.print(table)
+    console.print(f"model: {printable(str(result.model))}")
+
+
+def listed(value: str | None) -> list[str] | None:
+    """An option with commas."""
+    return None if value is None else [part.strip() for part in value.split(",")]
+
+
+def numbers(value: str | None) -> list[int] | None:
+    """Whole numbers with commas."""
+    try:
+        return None if value is None else [int(part) for part in value.split(",")]
+    except ValueError:
+        raise CallError(f"{show(value)}; allowed: whole numbers, such as -1,-2") from None
+
+
+def show_embedded(made: "EmbeddedFile", *, as_json: bool) -> int:
+    """What a bulk job made; the exit code: 2 where a row had an error."""
+    facts = made.to_dict()
+    facts["rows_per_second"] = round((made.rows - made.resumed_at) / max(1e-9, made.seconds), 1)
+    show_facts(facts, as_json=as_json)
+    if made.failed:
+        where = f"; see {made.errors}" if made.errors else ""
+        print(f"enrobe: {made.failed} of {made.rows} texts had an error{where}", file=sys.stderr)
+    return 2 if made.failed else 0
+
+
+def show_found(found: "Sequence[Found]", *, as_json: bool) -> None:
+    """The rows that are most like each query."""
+    if as_json or not Console().is_terminal:
+        for answer in found:
+            _write(sys.stdout.buffer, answer.to_dict())
+        sys.stdout.buffer.flush()
+        return
+    for answer in found:
+        table = Table(box=None, padding=(0, 1))
+        table.add_column("score", justify="right")
+        table.add_column("row", justify="right")
+        table.add_column("text", max_width=100, overflow="fold")
+        for hit in answer.hits:
+            where = f"{hit.source}:{hit.number}" if hit.number else f"{hit.source or ''}"
+            text = where if hit.text is None else hit.text
+            text = text if len(text) <= 200 else text[:199] + "…"
+            table.add_row(f"{hit.score:.4f}", f"{hit.row:,}", printable(text))
+        Console(highlight=False).print(under(answer.query, table))
 
 
 def show_facts(facts: dict[str, Any], *, as_json: bool) -> None:

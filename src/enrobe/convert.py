@@ -1,10 +1,10 @@
 """`enrobe convert`: other people's checkpoints into a folder that everything here loads.
 
 Three kinds come in: pickled transformers weights (`pytorch_model.bin`, whole or in shards),
-fairseq's RoBERTa (`model.pt`), and safetensors under older names. A pickle is read by PyTorch's
-loader for weights, which builds tensors and plain containers and runs nothing that the file names;
-of fairseq's files it also builds an `argparse.Namespace`, a plain record. What is no weight of the
-encoder or of the one head is left out and named.
+fairseq's RoBERTa (`model.pt`), and safetensors under older names or as int8 rows. A pickle is read
+by PyTorch's loader for weights, which builds tensors and plain containers and runs nothing that the
+file names; of fairseq's files it also builds an `argparse.Namespace`, a plain record. What is no
+weight of the encoder or of the one head is left out and named.
 """
 
 import argparse
@@ -22,16 +22,17 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 from enrobe import checkpoint, fairseq, hub
-from enrobe.checkpoint import Array, Checkpoint
+from enrobe.checkpoint import Checkpoint
 from enrobe.config import EncoderConfig, HeadConfig
 from enrobe.dialects import DIALECTS
 from enrobe.errors import CallError, MissingExtraError, ModelError, show
 from enrobe.text.tokenizer import Tokenizer
+from enrobe.weights import INT8_WEIGHTS, WEIGHTS, Array
 
 if TYPE_CHECKING:
     import torch
 
-_SAFE = ("model.safetensors", "model.safetensors.index.json")
+_SAFE = (WEIGHTS, "model.safetensors.index.json", INT8_WEIGHTS)
 _PICKLED = "pytorch_model.bin"
 _SHARDED = "pytorch_model.bin.index.json"
 _FAIRSEQ = "model.pt"
@@ -95,7 +96,8 @@ def convert(
     Weights become float32. transformers' AutoModel and AutoTokenizer load the folder, too.
 
     Args:
-        source: a folder, a hub id, or fairseq's `.pt` file with its dict.txt beside it.
+        source: a folder, a built-in name, a hub id, or fairseq's `.pt` file with its dict.txt
+            beside it.
         output: a folder that does not exist yet, or is empty.
         tokenizer: a folder with tokenizer files, in place of the source's own.
 

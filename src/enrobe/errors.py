@@ -4,6 +4,7 @@
     ├── CallError (ValueError)          an argument or a file that was named is wrong
     ├── TextError (ValueError)          one text cannot be processed; the others can
     ├── ModelError (ValueError)         a model folder, or a file in it, cannot be used
+    ├── TrainError                      training cannot go on
     ├── HubError (OSError)              a model could not be fetched from the hub
     └── MissingExtraError (ImportError) an optional dependency is not installed
 
@@ -54,6 +55,10 @@ class TextError(EnrobeError, ValueError):
 
 class ModelError(EnrobeError, ValueError):
     """A model folder, or a file in it, cannot be used."""
+
+
+class TrainError(EnrobeError):
+    """Training cannot go on."""
 
 
 class HubError(EnrobeError, OSError):

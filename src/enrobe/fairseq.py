@@ -16,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from enrobe.checkpoint import Array, read_json
+from enrobe.checkpoint import read_json
 from enrobe.config import EncoderConfig
 from enrobe.dialects import DIALECTS, Pairs, both, checkpoint_names
 from enrobe.errors import ModelError, show
 from enrobe.settings import read_config
+from enrobe.weights import Array
 
 _ROOT = "encoder.sentence_encoder."
 _ENCODER: Pairs = (

@@ -1,4 +1,4 @@
-"""A model's name to the folder that holds it: a folder here, or a hub id, fetched once."""
+"""A model's name to its folder: one named as such, a built-in one, or a hub id's, fetched once."""
 
 import os
 import re
@@ -6,44 +6,67 @@ import sys
 from pathlib import Path
 
 from enrobe.checkpoint import TOKENIZER_FILES
-from enrobe.errors import CallError, HubError, ModelError, show
+from enrobe.errors import CallError, HubError, ModelError, nearest, show
+from enrobe.weights import INT8_WEIGHTS
 
 ENVIRONMENT = "ENROBE_MODEL"
+# The models that come with the package, the default first, and where those that it has are.
+BUILT_IN = ("enrobe-small", "enrobe-tiny")
+MODELS = Path(__file__).parent / "models"
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+# Nobody else's: the hub asks for an owner before the name.
+_OURS = re.compile(r"enrobe[\w.-]*", re.ASCII)
 _FILES = (
     "config.json",
     *TOKENIZER_FILES,
     "modules.json",
     "*_Pooling/config.json",
-    "sentence_bert_config.json",
+    "*_Normalize/config.json",
+    "*_Dense/config.json",
+    "*_Dense/model.safetensors",
+    "sentence_*_config.json",
     "config_sentence_transformers.json",
     "enrobe.json",
 )
-_SAFE = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
+_SAFE = (
+    "model.safetensors",
+    "model-*.safetensors",
+    "model.safetensors.index.json",
+    INT8_WEIGHTS,
+)
 _PICKLED = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
 
 
 def resolve(model: str | os.PathLike[str] | None, *, pickled: bool = False) -> Path:
     """The local folder of a model.
 
+    A folder goes before a hub id of the same name. A folder here and a built-in model of the same
+    name are an error, so that the place of a call never decides which one answers; "./NAME" and
+    `Path("NAME")` are the folder.
+
     Args:
-        model: a folder, or a hub id such as "FacebookAI/roberta-base"; None: $ENROBE_MODEL.
+        model: a folder, a built-in name, or a hub id such as "FacebookAI/roberta-base"; None:
+            $ENROBE_MODEL, else the built-in model.
         pickled: fetch pickled weights where a hub repository has no others (for `convert`).
 
     Raises:
-        CallError: nothing is named, or it is neither a folder nor a hub id.
+        CallError: nothing is named and nothing is built in, or the name is none of the three.
         HubError: the hub does not have it, or cannot be reached and the cache does not have it.
     """
     if model is None:
         model = os.environ.get(ENVIRONMENT)
+        if not model and built_in():
+            return MODELS / built_in()[0]
         if not model:
             raise CallError(
                 f"no model is named; give a folder or a hub id, or set {ENVIRONMENT} to one"
             )
     if not isinstance(model, str | os.PathLike):
-        raise CallError(f"model is {show(model)}; allowed: a folder or a hub id")
+        raise CallError(f"model is {show(model)}; allowed: a folder, a built-in name or a hub id")
     name = os.fspath(model)
+    if isinstance(model, str) and model in built_in():
+        return _built_in(model)
     folder = Path(name).expanduser()
     try:
         if name and folder.is_dir():
@@ -53,9 +76,31 @@ def resolve(model: str | os.PathLike[str] | None, *, pickled: bool = False) -> P
         exists = False
     if exists:
         raise CallError(f"{name} is a file; a model is a folder or a hub id")
+    if isinstance(model, str) and _OURS.fullmatch(name):
+        names = built_in()
+        hint = "" if name in BUILT_IN else nearest(name, names)
+        raise CallError(
+            f"model {show(name)}: no such folder, and not built in; "
+            f"built in: {', '.join(names) or 'none'}{hint}"
+        )
     if isinstance(model, Path) or not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise CallError(f"model {show(name)}: no such folder, and not a hub id (owner/name)")
     return _fetch(name, pickled=pickled)
+
+
+def built_in() -> list[str]:
+    """The names of the models that this package has, the default first."""
+    return [name for name in BUILT_IN if (MODELS / name / "config.json").is_file()]
+
+
+def _built_in(name: str) -> Path:
+    folder, here = MODELS / name, Path(name)
+    if here.is_dir() and not here.samefile(folder):
+        raise CallError(
+            f"model '{name}' is built in, and a folder here has that name, too; "
+            f"fix: write ./{name} for the folder, or give it another name"
+        )
+    return folder
 
 
 def _fetch(name: str, *, pickled: bool) -> Path:

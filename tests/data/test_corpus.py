@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,40 +22,13 @@ from hypothesis import strategies as st
 
 from enrobe.data import corpus as corpus_module
 from enrobe.data.corpus import Corpus, SourceInfo, build, fingerprint
-from enrobe.data.vocabulary import train_bpe
 from enrobe.dialects import DIALECTS
 from enrobe.errors import CallError, EnrobeError
 from enrobe.text.tokenizer import Tokenizer
 from enrobe.text.tokens import Tokens
-from tests.support import SHARED
+from tests.support import SHARED, random_documents, toy_tokenizer, write_txt
 
 XLM_ROBERTA = SHARED / "tokenizers/xlm-roberta/tokenizer.json.xz"
-# Spaces in a row make merges, too: where a text is cut matters among them.
-SENTENCES = "the cat sat on the mat. and then the hat was on the cat, \n\n  \n and that.  \n\n" * 3
-
-
-def toy_tokenizer(size: int = 283) -> Tokenizer:
-    """A byte-level BPE with a few merges."""
-    return Tokenizer(train_bpe([SENTENCES], size), DIALECTS["roberta"])
-
-
-def write_txt(path: Path, documents: Sequence[str]) -> Path:
-    """Documents as they stand in a text file: a blank line between two."""
-    path.write_bytes("\n\n".join(documents).encode())
-    return path
-
-
-def random_documents(seed: int, count: int, words: int = 60) -> list[str]:
-    """Documents of one or more paragraphs, without blank ones."""
-    print("seed", seed)
-    chance = random.Random(seed)
-    known = ["the", "cat", "sat", "on", "mat.", "naïve", "日本", "😀", "x", "</s>", "<mask>", "  "]
-    known += [str(number) for number in range(20)]
-    out = []
-    for _ in range(count):
-        sizes = [chance.randint(1, words) for _ in range(chance.randint(1, 4))]
-        out.append("\n".join("p " + " ".join(chance.choices(known, k=size)) for size in sizes))
-    return out
 
 
 def texts(corpus: Corpus, tokenizer: Tokenizer) -> list[str]:

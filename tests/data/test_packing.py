@@ -17,8 +17,7 @@ from enrobe.data.corpus import Corpus, build
 from enrobe.data.packing import Documents, FullSentences, Mixture, permute
 from enrobe.errors import CallError
 from enrobe.text.tokenizer import Tokenizer
-from tests.data.test_corpus import random_documents, toy_tokenizer, write_txt
-from tests.support import SHARED
+from tests.support import SHARED, random_documents, toy_tokenizer, write_txt
 
 VALID = SHARED / "data/text-simplewiki/valid.txt.xz"
 FIRST, LAST = 0, 2

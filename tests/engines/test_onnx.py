@@ -123,3 +123,18 @@ def test_several_threads_get_their_own_answers(tmp_path: Path) -> None:
         found = pool.map(lambda row: run_alone(engine, row, Request(heads=("mlm",))), rows)
         for ours, theirs in zip(found, expected, strict=True):
             assert (ours.heads["mlm"] == theirs).all()
+
+
+@pytest.mark.parametrize("layers", [(3,), (0, 2, 3)])
+def test_a_picked_last_layer_is_the_whole_one_there(
+    layers: tuple[int, ...], tmp_path: Path
+) -> None:
+    reference(tmp_path, "roberta", "mlm", seed=31)
+    engine = open_engine(tmp_path)
+    batch = Ragged.from_rows(random_rows(32, LENGTHS, VOCAB))
+    whole = engine.run(batch, Request(layers=layers)).hidden
+    for at in (batch.offsets[:-1], np.array([0, 5, 6, 400, 519]), np.arange(len(batch.ids))):
+        found = engine.run(batch, Request(layers=layers, picked=True), at).hidden
+        assert list(found) == list(layers)
+        assert scaled_error(found[3], whole[3][at]) <= 1e-6
+        assert all(np.array_equal(found[i], whole[i]) for i in layers[:-1])

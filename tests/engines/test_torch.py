@@ -64,6 +64,18 @@ def test_alone_equals_batched(engine: TorchEngine) -> None:
         assert scaled_error(alone[0], batched[i]) <= 5e-6
 
 
+@pytest.mark.parametrize("layers", [(3,), (0, 2, 3)])
+def test_a_picked_last_layer_is_the_whole_one_there(
+    engine: TorchEngine, layers: tuple[int, ...]
+) -> None:
+    batch = batch_of(9)
+    whole = engine.run(batch, Request(layers=layers)).hidden
+    for at in (batch.offsets[:-1], np.array([0, 18, 19, 400])):
+        found = engine.run(batch, Request(layers=layers, picked=True), at).hidden
+        assert list(found) == list(layers)
+        assert scaled_error(found[3], whole[3][at]) <= 5e-6
+
+
 def test_two_runs_are_bitwise_equal(engine: TorchEngine) -> None:
     batch, at = batch_of(4), np.array([2, 19, 20])
     request = Request(layers=(0, 1, 2), heads=("mlm",))

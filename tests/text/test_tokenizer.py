@@ -362,3 +362,41 @@ def test_casing_follows_the_vocabulary_where_nothing_says_so(tmp_path: Path) -> 
 
 def test_every_family_names_its_special_tokens() -> None:
     assert {d.special_tokens[4] for d in DIALECTS.values()} == {"<mask>", "[MASK]"}
+
+
+# --- ids alone, lower case ----------------------------------------------------------------------
+
+
+@needs_roberta
+@given(texts=st.lists(st.text() | st.sampled_from(["<mask> a", "\ud800", "</s>", "a  b"])))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_ids_are_those_of_contents(texts: list[str], roberta: Tokenizer) -> None:
+    for special in (True, False):
+        found = roberta.ids(texts, special=special)
+        for ids, tokens in zip(found, roberta.contents(texts, special=special), strict=True):
+            if isinstance(tokens, TextError):
+                assert isinstance(ids, TextError) and str(ids) == str(tokens)
+            else:
+                assert isinstance(ids, np.ndarray) and ids.dtype == np.int64
+                assert np.array_equal(ids, tokens.ids)
+
+
+def test_ids_know_what_the_model_has_no_row_for(bert_folder: Path) -> None:
+    short = Tokenizer.from_folder(bert_folder, "bert", 7)
+    known, unknown = short.ids(["the cat", "sat"])
+    assert isinstance(known, np.ndarray) and isinstance(unknown, TextError)
+
+
+@needs_roberta
+def test_lower_case_comes_first(roberta: Tokenizer) -> None:
+    lower = roberta.lower_cased()
+    text = "The CAT, İ <mask> É"
+    assert one(lower, text).ids.tolist() == one(roberta, "the cat, i\u0307 <mask> é").ids.tolist()
+    # The original is as it was, and places are those of the text as it was given.
+    assert one(roberta, text).ids.tolist() != one(lower, text).ids.tolist()
+    assert [tuple(span) for span in one(lower, "İ É").spans[1:-1].tolist()][-1] == (2, 3)
+    assert lower.lower_cased() is lower
+
+
+def test_what_is_in_lower_case_stays_itself(bert: Tokenizer) -> None:
+    assert bert.lower_cased() is bert

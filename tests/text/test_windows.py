@@ -1,7 +1,9 @@
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enrobe.text.windows import around
+from enrobe.text.windows import around, overlapping
 
 
 @given(st.integers(1, 2000), st.integers(1, 200), st.data())
@@ -30,3 +32,28 @@ def test_spans_that_fit_share_a_window() -> None:
         [0, 1],
         [2],
     ]
+
+
+@given(st.integers(0, 400), st.integers(1, 90))
+def test_overlapping_windows_answer_for_each_token_once(length: int, size: int) -> None:
+    windows = overlapping(length, size)
+    assert [t for _, (a, b) in windows for t in range(a, b)] == list(range(length))
+    for (start, stop), (a, b) in windows:
+        assert 0 <= start <= a <= b <= stop <= length
+        assert stop - start == min(size, length)
+    for ((start, stop), _), ((later, _), _) in pairwise(windows):
+        assert start < later
+        # Half of the tokens, to one.
+        assert size == 1 or stop - later >= size // 2
+    middles = [start + stop for (start, stop), _ in windows]
+    for n, (_, kept) in enumerate(windows):
+        for token in range(*kept):
+            distances = [abs(2 * token + 1 - middle) for middle in middles]
+            assert distances.index(min(distances)) == n
+
+
+def test_overlapping_windows_stand_evenly() -> None:
+    assert overlapping(10, 10) == [((0, 10), (0, 10))]
+    assert overlapping(0, 5) == [((0, 0), (0, 0))]
+    assert overlapping(11, 10) == [((0, 10), (0, 6)), ((1, 11), (6, 11))]
+    assert [window for window, _ in overlapping(23, 10)] == [(0, 10), (4, 14), (8, 18), (13, 23)]

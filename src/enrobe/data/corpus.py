@@ -41,7 +41,6 @@ from enrobe.data.readers import Row, Source
 from enrobe.errors import CallError, TextError, show
 from enrobe.text.ragged import row_offsets
 from enrobe.text.tokenizer import Tokenizer
-from enrobe.text.tokens import Tokens
 
 FORMAT = 1
 TOKENS, ENDS, RECORD, MANIFEST = "tokens.bin", "ends.bin", "shard.json", "manifest.json"
@@ -370,10 +369,10 @@ def _may_cut(tokenizer: Tokenizer) -> bool:
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> npt.NDArray[np.int64]:
-    (tokens,) = tokenizer.contents([text], special=False)
-    if not isinstance(tokens, Tokens):
-        raise tokens
-    return tokens.ids
+    (ids,) = tokenizer.ids([text], special=False)
+    if isinstance(ids, TextError):
+        raise ids
+    return ids
 
 
 # --- worker processes -------------------------------------------------------------------------

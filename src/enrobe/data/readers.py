@@ -4,22 +4,16 @@ txt (a text a line), jsonl, csv and tsv (with a header line), gz and xz of these
 A row that cannot be read is a row with an error: the rest goes on.
 """
 
-import csv
-import gzip
-import io
 import json
-import lzma
-import sys
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
+from enrobe.data.streams import Stream, format_of
 from enrobe.errors import CallError, MissingExtraError, TextError, nearest, show
 
 FORMATS = ("txt", "jsonl", "csv", "tsv", "parquet")
-_LONGEST_LINE = 64 * 2**20
+_ALIASES = {"ndjson": "jsonl", "text": "txt"}
 _DEFAULT_COLUMN = "text"
 
 
@@ -48,72 +42,34 @@ class Source:
             CallError: no such file, an unknown format, or (at the first row) no such column.
         """
         self._column = column
-        self._size = 0
-        self._raw: IO[bytes]
         if str(path) == "-":
-            self.name = "standard input"
             self.format = "jsonl" if column else "txt"
-            self._raw = sys.stdin.buffer
-            self._stream: IO[bytes] = self._raw
-            return
-        self.path = Path(path)
-        self.name = str(path)
-        packing, self.format = _format(self.path)
-        if column and self.format == "txt":
-            raise CallError(f"{path}: a txt file has no columns; leave out the column {column!r}")
-        try:
-            self._raw = self.path.open("rb")
-        except OSError as error:
-            raise CallError(f"{path}: {error.strerror}") from None
-        self._size = self.path.stat().st_size
-        if packing == "gz":
-            self._stream = io.BufferedReader(gzip.GzipFile(fileobj=self._raw))
-        elif packing == "xz":
-            self._stream = io.BufferedReader(lzma.LZMAFile(self._raw))  # noqa: SIM115  # closed with _raw
+            self._stream = Stream(None)
         else:
-            self._stream = self._raw
+            self.path = Path(path)
+            packing, self.format = format_of(self.path, FORMATS, _ALIASES, ("parquet",))
+            if column and self.format == "txt":
+                message = "a txt file has no columns; leave out the column"
+                raise CallError(f"{path}: {message} {column!r}")
+            self._stream = Stream(self.path, packing)
+        self.name = self._stream.name
 
     @property
     def share(self) -> float | None:
         """How much of the file has been read, 0 to 1; None where the size is not known."""
-        if not self._size or self._raw.closed:
-            return None
-        return min(1.0, self._raw.tell() / self._size)
+        return self._stream.share
 
     def __iter__(self) -> Iterator[Row]:
         rows = {"txt": self._txt, "jsonl": self._jsonl, "parquet": self._parquet}
-        try:
+        with self._stream.reading():
             yield from rows.get(self.format, self._table)()
-        except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
-            raise CallError(f"{self.name}: damaged ({error})") from None
-        finally:
-            if self._raw is not sys.stdin.buffer:
-                self._raw.close()
-
-    def _lines(self) -> Iterator[tuple[int, str, str | None]]:
-        number = 0
-        while line := self._stream.readline(_LONGEST_LINE):
-            number += 1
-            if len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
-                while (rest := self._stream.readline(_LONGEST_LINE)) and not rest.endswith(b"\n"):
-                    pass
-                yield number, "", f"line {number}: over {_LONGEST_LINE >> 20} MiB long"
-                continue
-            line = line.removesuffix(b"\n").removesuffix(b"\r")
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            try:
-                yield number, line.decode("utf-8"), None
-            except UnicodeDecodeError as error:
-                wrong = f"line {number}: not UTF-8 (byte {error.start} of the line)"
-                yield number, line.decode("utf-8", "replace"), wrong
 
     def _txt(self) -> Iterator[Row]:
-        for number, text, error in self._lines():
+        for number, text, error in self._stream.lines():
             yield Row(number, text, error)
 
     def _jsonl(self) -> Iterator[Row]:
-        for number, line, error in self._lines():
+        for number, line, error in self._stream.lines():
             if error or not line.strip():
                 if error:
                     yield Row(number, line, error)
@@ -140,39 +96,17 @@ class Source:
         return str(record[column])
 
     def _table(self) -> Iterator[Row]:
-        csv.field_size_limit(_LONGEST_LINE)
-        # A byte that is not UTF-8 becomes half a surrogate pair, which the tokenizer refuses for
-        # that row alone.
-        text = io.TextIOWrapper(self._stream, "utf-8-sig", "surrogateescape", newline="")
-        try:
-            yield from self._fields(text)
-        finally:
-            # The stream is closed by whoever opened it.
-            text.detach()
-
-    def _fields(self, text: io.TextIOWrapper) -> Iterator[Row]:
-        if self.format == "tsv":
-            # A quotation mark means itself there.
-            reader = csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
-        else:
-            reader = csv.reader(text)
-        header = next(reader, None)
-        if not header:
-            raise CallError(f"{self.name}: no header line")
+        rows = self._stream.tab_rows() if self.format == "tsv" else self._stream.comma_rows()
+        _, header, wrong = next(rows, (0, [], None))
+        if wrong or not header:
+            reason = f"header line: {wrong}" if wrong else "no header line"
+            raise CallError(f"{self.name}: {reason}")
         place = header.index(self._pick(header))
-        number = 0
-        while True:
-            number += 1
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield Row(number, "", f"row {number}: {error}")
-                continue
-            if len(fields) != len(header):
-                wrong = f"row {number}: {len(fields)} fields under a header of {len(header)}"
-                yield Row(number, ",".join(fields), wrong)
+        for number, fields, error in rows:
+            if error is None and len(fields) != len(header):
+                error = f"{len(fields)} fields under a header of {len(header)}"
+            if error:
+                yield Row(number, ",".join(fields), f"row {number}: {error}")
             else:
                 yield Row(number, fields[place])
 
@@ -183,7 +117,7 @@ class Source:
         except ModuleNotFoundError:
             raise MissingExtraError("pyarrow", "parquet", "a parquet file") from None
         try:
-            file = pq.ParquetFile(self._raw)
+            file = pq.ParquetFile(self._stream.raw)
             column = self._pick(file.schema_arrow.names)
             number = 0
             for batch in file.iter_batches(batch_size=1024, columns=[column]):
@@ -206,16 +140,3 @@ class Source:
             hint = nearest(column, names)
             raise CallError(f"{self.name}: no column {column!r}; it has: {shown}{hint}")
         return column
-
-
-def _format(path: Path) -> tuple[str, str]:
-    suffixes = [suffix.lstrip(".").lower() for suffix in path.suffixes]
-    packing = suffixes.pop() if suffixes and suffixes[-1] in ("gz", "xz") else ""
-    kind = suffixes[-1] if suffixes else ""
-    kind = {"ndjson": "jsonl", "text": "txt"}.get(kind, kind)
-    if kind not in FORMATS or (packing and kind == "parquet"):
-        raise CallError(
-            f"{path}: format {show(path.suffix)}; allowed: {', '.join(FORMATS)}, and gz or xz of "
-            "the text formats"
-        )
-    return packing, kind

@@ -15,6 +15,9 @@ from enrobe.text.ragged import Ids, Ragged
 
 Array = npt.NDArray[np.float32]
 
+BUDGET = 1024
+"""Places a batch: where the products of a base model reach their full rate on a CPU."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -22,18 +25,20 @@ class Request:
 
     layers: hidden states, 0 for the embeddings up to the number of layers for the last.
     heads: names of heads.
+    picked: the last layer is computed, and given, at the asked positions alone; without heads.
     """
 
     layers: tuple[int, ...] = ()
     heads: tuple[str, ...] = ()
+    picked: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
     """What was asked for.
 
-    Shapes: hidden[layer] (T, H); heads[name] (B, C) of a sequence head, (T, C) of a tag or answer
-    head, (M, V) logits of a masked-LM head at the asked positions.
+    Shapes: hidden[layer] (T, H), the last one (M, H) if picked; heads[name] (B, C) of a sequence
+    head, (T, C) of a tag or answer head, (M, V) logits of a masked-LM head at the asked positions.
     """
 
     hidden: Mapping[int, Array] = field(default_factory=dict)
@@ -54,8 +59,8 @@ class Engine(Protocol):
         Args:
             batch: rows of at most `config.max_tokens` tokens.
             request: layers and heads.
-            at: positions (M,) in the flat batch for the masked-LM head, ascending; needed
-                by it, ignored without it.
+            at: positions (M,) in the flat batch, ascending, for the masked-LM head or a picked
+                last layer; needed by these, ignored without.
         """
 
 
@@ -66,6 +71,7 @@ def check(batch: Ragged, request: Request, at: Ids | None, engine: Engine) -> No
     assert 0 <= int(batch.ids.min()) and int(batch.ids.max()) < config.vocab_size
     assert all(0 <= layer <= config.num_layers for layer in request.layers)
     assert all(name in engine.heads for name in request.heads)
-    if any(engine.heads[name].kind == "mlm" for name in request.heads):
+    assert not (request.picked and request.heads)
+    if request.picked or any(engine.heads[name].kind == "mlm" for name in request.heads):
         assert at is not None and len(at) > 0
         assert (np.diff(at) > 0).all() and 0 <= at[0] and at[-1] < len(batch.ids)

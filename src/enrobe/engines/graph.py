@@ -47,9 +47,11 @@ the place of token t in the flattened block. The pick_ inputs say the same of th
 def picks(heads: Mapping[str, HeadConfig], request: Request, last: int) -> str | None:
     """The input ("at" or "firsts") to which the last layer can be confined, or None.
 
-    Where only masked positions, or only first tokens, are read after the last layer, its queries,
-    output and feed-forward are wanted there alone; keys and values are wanted everywhere.
+    Where only some positions (masks, first tokens, those asked for) are read after the last layer,
+    its queries, output and feed-forward are wanted there alone; keys and values everywhere.
     """
+    if request.picked:
+        return "at"
     if last in request.layers or not request.heads:
         return None
     kinds = [heads[name] for name in request.heads]

@@ -8,11 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from enrobe.checkpoint import Checkpoint, release_pages, shapes
+from enrobe.checkpoint import Checkpoint, shapes
 from enrobe.config import EncoderConfig, HeadConfig
 from enrobe.engines.base import Array, Outputs, Request, check
 from enrobe.engines.graph import build, picks
 from enrobe.text.ragged import Ids, Ragged, row_offsets
+from enrobe.weights import release_pages
 
 Int = npt.NDArray[np.int64]
 

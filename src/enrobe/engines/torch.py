@@ -11,6 +11,7 @@ from enrobe.checkpoint import Checkpoint
 from enrobe.config import EncoderConfig, HeadConfig
 from enrobe.engines.base import Array, Outputs, Request, check
 from enrobe.errors import CallError, show
+from enrobe.nn.encoder import Encoder
 from enrobe.nn.heads import Model
 from enrobe.text.ragged import Ids, Ragged
 
@@ -54,13 +55,16 @@ class TorchEngine:
         """See `engines.base.Engine.run`."""
         check(batch, request, at, self)
         # torch.tensor copies: a caller's arrays may be read-only.
+        ids = torch.tensor(batch.ids, device=self.device)
+        types = torch.tensor(batch.types, device=self.device)
+        if request.picked:
+            # The encoder alone: no head says where the last layer is read.
+            hidden = Encoder.forward(
+                self._model, ids, batch.offsets, types, layers=request.layers, at=at
+            )
+            return Outputs(hidden={layer: _array(value) for layer, value in hidden.items()})
         answers = self._model(
-            torch.tensor(batch.ids, device=self.device),
-            batch.offsets,
-            torch.tensor(batch.types, device=self.device),
-            layers=request.layers,
-            heads=request.heads,
-            at=at,
+            ids, batch.offsets, types, layers=request.layers, heads=request.heads, at=at
         )
         return Outputs(
             hidden={layer: _array(value) for layer, value in answers.hidden.items()},

@@ -16,6 +16,7 @@ Legend: T tokens, B rows, H hidden, V vocabulary, L layers, P positions that the
 confined to.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Self
@@ -47,6 +48,22 @@ def initialise(module: nn.Module, config: EncoderConfig) -> None:
             parameter.fill_(1.0 if how == "ones" else 0.0)
         if name == "embeddings.word.weight":
             parameter[config.pad_id] = 0.0
+
+
+@torch.no_grad()
+def sinusoidal_positions(model: nn.Module, config: EncoderConfig) -> None:
+    """Start the position table from sinusoids (Vaswani et al. 2017, section 3.5) of the usual size.
+
+    It is learned like any other; but near positions are alike from the start, so that a distance
+    learned at one place is half learned at the others.
+    """
+    table = model.get_parameter("embeddings.position.weight")
+    places = torch.arange(len(table))[:, None]
+    waves = torch.exp(-math.log(10_000) * torch.arange(0, table.shape[1], 2) / table.shape[1])
+    # The mean square of a sinusoid is a half.
+    size = config.initializer_range * math.sqrt(2)
+    table[:, 0::2] = torch.sin(places * waves) * size
+    table[:, 1::2] = (torch.cos(places * waves) * size)[:, : table.shape[1] // 2]
 
 
 class Named(nn.Module):

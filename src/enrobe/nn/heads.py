@@ -37,10 +37,18 @@ class MaskedLMHead(nn.Module):
         self.decoder = None if head.tied else nn.Linear(hidden, config.vocab_size, bias=False)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
+    def features(self, hidden_MH: Tensor) -> Tensor:
+        """What the decoder multiplies. Shapes: (M, H) -> (M, H)."""
+        features_MH: Tensor = self.norm(F.gelu(self.dense(hidden_MH)))
+        return features_MH
+
+    def weight(self, words_VH: Tensor) -> Tensor:
+        """The decoder's matrix. Shapes: word embeddings (V, H) -> (V, H)."""
+        return words_VH if self.decoder is None else self.decoder.weight
+
     def forward(self, hidden_MH: Tensor, words_VH: Tensor) -> Tensor:
         """Shapes: hidden (M, H), word embeddings (V, H) -> (M, V)."""
-        weight_VH = words_VH if self.decoder is None else self.decoder.weight
-        return F.linear(self.norm(F.gelu(self.dense(hidden_MH))), weight_VH, self.bias)
+        return F.linear(self.features(hidden_MH), self.weight(words_VH), self.bias)
 
 
 class SequenceHead(nn.Module):

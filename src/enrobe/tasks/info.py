@@ -8,13 +8,15 @@ import numpy as np
 from enrobe import checkpoint, hub
 from enrobe.dialects import DIALECTS
 from enrobe.text.tokenizer import Tokenizer
+from enrobe.weights import INT8_WEIGHTS
 
 
 def info(model: str | os.PathLike[str] | None) -> dict[str, Any]:
     """Facts of a model as a plain dictionary.
 
     Memory is that of the parameters alone, in bytes. int8 counts a byte for each number in a matrix
-    and a float32 scale for each of its rows; vectors stay float32.
+    and a float32 scale for each of its rows; vectors stay float32. `weights` says how they are
+    stored, and the bytes of those files.
 
     Raises:
         CallError, HubError, ModelError: as `enrobe.load`.
@@ -22,6 +24,8 @@ def info(model: str | os.PathLike[str] | None) -> dict[str, Any]:
     read = checkpoint.read(hub.resolve(model))
     config = read.config
     tokenizer = Tokenizer.from_folder(read.folder, config.family, config.vocab_size)
+    files = checkpoint.weight_files(read.folder)
+    stored = "int8 rows" if files[0].name == INT8_WEIGHTS else "floating point"
     sizes = [np.shape(tensor) for tensor in read.tensors.values()]
     parameters = sum(int(np.prod(shape)) for shape in sizes)
     int8 = sum(_int8_bytes(shape) for shape in sizes)
@@ -36,6 +40,7 @@ def info(model: str | os.PathLike[str] | None) -> dict[str, Any]:
         "longest_row": config.max_tokens,
         "parameters": parameters,
         "memory": {"float32": 4 * parameters, "float16": 2 * parameters, "int8": int8},
+        "weights": {"stored": stored, "bytes": sum(file.stat().st_size for file in files)},
         "heads": {
             name: {"kind": head.kind, "labels": list(head.labels)}
             for name, head in read.heads.items()

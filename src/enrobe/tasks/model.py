@@ -1,8 +1,10 @@
 """`enrobe.load` and the model that it returns: one method a job, each a thin line to its task."""
 
 import os
-from collections.abc import Callable, Sequence
-from typing import Literal, TypeVar, get_args
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -11,21 +13,28 @@ from enrobe import checkpoint, hub
 from enrobe.config import EncoderConfig
 from enrobe.engines.base import Engine
 from enrobe.errors import CallError, MissingExtraError, TextError, nearest, show
+from enrobe.sentence_folder import PoolName, SentenceSettings, read_sentence_settings
+from enrobe.tasks import embed as embedding
 from enrobe.tasks import fill as filling
+from enrobe.tasks import hidden
 from enrobe.tasks import score as scoring
+from enrobe.tasks.calls import Errors as Errors
+from enrobe.tasks.calls import as_matrix, as_spans, as_texts, check_errors, raise_error, settle
 from enrobe.tasks.masked import mask_head
-from enrobe.tasks.results import Fill, Score
+from enrobe.tasks.model_heads import HeadMethods
+from enrobe.tasks.parts import Long
+from enrobe.tasks.pooling import similarity
+from enrobe.tasks.results import Fill, Score, TokenVectors
 from enrobe.text.tokenizer import Tokenizer
 
 EngineName = Literal["auto", "onnx", "torch"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cpu", "cuda"]
-Errors = Literal["raise", "collect"]
 
-Result = TypeVar("Result")
+Array = npt.NDArray[np.float32]
 
 
-class Model:
+class Model(HeadMethods):
     """A loaded model. Its methods may be called from several threads.
 
     Every method takes a string or a sequence of strings and answers with one entry a text.
@@ -33,15 +42,32 @@ class Model:
     whose `error` says what is wrong, and answers the others.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
-        """Put an engine and its tokenizer together; `enrobe.load` is the usual way."""
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, folder: Path | None = None) -> None:
+        """Put an engine and its tokenizer together; `enrobe.load` is the usual way.
+
+        folder: where sentence-transformers' files may stand; None: there are none.
+        """
         self.engine = engine
         self.tokenizer = tokenizer
+        self._folder = folder
 
     @property
     def config(self) -> EncoderConfig:
         """The encoder's sizes."""
         return self.engine.config
+
+    @cached_property
+    def sentence(self) -> SentenceSettings:
+        """What the folder says of its vectors: pooling, normalisation, prompts, length.
+
+        Raises:
+            ModelError: its sentence-transformers files are damaged or ask for what is not known.
+        """
+        return SentenceSettings() if self._folder is None else read_sentence_settings(self._folder)
+
+    @cached_property
+    def _sentence_tokenizer(self) -> Tokenizer:
+        return self.tokenizer.lower_cased() if self.sentence.lower_case else self.tokenizer
 
     def fill(
         self,
@@ -74,17 +100,17 @@ class Model:
             TextError: a text has no mask, or cannot be read (with errors="raise").
             ModelError: the model has no masked-LM head.
         """
-        given = _texts(texts)
+        given = as_texts(texts)
         options = filling.FillOptions(
             top_k=top_k,
-            targets=None if targets is None else tuple(_texts(targets)),
+            targets=None if targets is None else tuple(as_texts(targets)),
             joint=joint,
             max_pieces=max_pieces,
             special=special,
         )
         mask_head(self.engine)
         found = filling.fill(self.engine, self.tokenizer, given, options)
-        return _settle(given, found, errors, Fill.failed)
+        return settle(given, found, errors, Fill.failed)
 
     def distribution(
         self, texts: str | Sequence[str], *, errors: Errors = "raise"
@@ -97,11 +123,11 @@ class Model:
         Raises:
             CallError, TextError, ModelError: as `fill`.
         """
-        given = _texts(texts)
+        given = as_texts(texts)
         mask_head(self.engine)
         width = self.config.vocab_size
         found = filling.distribution(self.engine, self.tokenizer, given)
-        return _settle(given, found, errors, lambda *_: np.full((1, width), np.nan, np.float32))
+        return settle(given, found, errors, lambda *_: np.full((1, width), np.nan, np.float32))
 
     def score(
         self,
@@ -123,10 +149,210 @@ class Model:
             TextError: a text is empty or cannot be read (with errors="raise").
             ModelError: the model has no masked-LM head.
         """
-        given = _texts(texts)
+        given = as_texts(texts)
         mask_head(self.engine)
         found = scoring.score(self.engine, self.tokenizer, given, method)
-        return _settle(given, found, errors, Score.failed)
+        return settle(given, found, errors, Score.failed)
+
+    def embed(
+        self,
+        texts: str | Sequence[str],
+        *,
+        pool: PoolName | Sequence[PoolName] | None = None,
+        layers: int | Sequence[int] | None = None,
+        normalize: bool | None = None,
+        truncate_dim: int | None = None,
+        prompt: str | None = None,
+        long: Long = "window",
+        special: bool = True,
+        errors: Errors = "raise",
+    ) -> Array:
+        """One vector a text.
+
+        None means what the folder says: a sentence-transformers folder names its pooling, layers
+        after it, normalisation, prompts and length, and its vectors come out. Any other folder:
+        the mean over all tokens, special ones included, of the last layer, not normalised.
+
+        Args:
+            texts: each of any length; an empty one is the row of special tokens alone.
+            pool: "cls" (the first token), "mean", "max", "mean_sqrt_len" (the sum over the square
+                root of the count), or several, laid side by side. A pool that is given leaves out
+                the folder's Dense layers, which were trained on its own.
+            layers: averaged before pooling: 0 is the embeddings, -1 the last layer.
+            normalize: to length 1, after a cut; a vector of zeros stays.
+            truncate_dim: keep this many leading numbers (for models trained for that).
+            prompt: a name among the folder's prompts (`sentence.prompts`), or a literal prefix,
+                which ends with a space or a sign ("query: "): what ends with a letter or digit and
+                is no name is an error, never glued to the text. "" is none, whatever the default.
+            long: what is longer than the folder's length, else the model's: "window" reads it in
+                windows that share half of their tokens. Each token counts once, from the window
+                that has it nearest its middle; the special tokens, once each; a prompt stands
+                before each window and counts once. For cls the windows' first vectors are
+                averaged by the tokens that count from each. "truncate" cuts as
+                sentence-transformers does; "refuse" is a TextError.
+            special: False reads a literal `</s>` in a text as plain text.
+            errors: "raise", or "collect": NaN for a text with an error.
+
+        Shapes: (N, D), float32.
+
+        Raises:
+            CallError: an argument is wrong.
+            TextError: a text cannot be read, or is refused (with errors="raise").
+            ModelError: the folder's sentence-transformers files cannot be used.
+        """
+        given = as_texts(texts)
+        options = embedding.EmbedOptions(
+            pool=pool,
+            layers=layers,
+            normalize=normalize,
+            truncate_dim=truncate_dim,
+            prompt=prompt,
+            long=long,
+            special=special,
+        )
+        check_errors(errors)
+        vectors, failed = embedding.embed(
+            self.engine, self._sentence_tokenizer, self.sentence, given, options
+        )
+        if failed and errors == "raise":
+            raise_error(min(failed), failed[min(failed)], len(given))
+        return vectors
+
+    def embed_spans(
+        self,
+        texts: str | Sequence[str],
+        spans: Sequence[tuple[int, int]] | Sequence[Sequence[tuple[int, int]]],
+        *,
+        pool: PoolName | Sequence[PoolName] | None = None,
+        layers: int | Sequence[int] | None = None,
+        normalize: bool | None = None,
+        truncate_dim: int | None = None,
+        prompt: str | None = None,
+        long: Long = "window",
+        special: bool = True,
+        errors: Errors = "raise",
+    ) -> list[Array]:
+        """One vector for each of given spans of each text, read in its context: late chunking.
+
+        The whole text goes through the encoder (in windows where it is long), and then the tokens
+        that share a character with a span are pooled; special tokens are in no span.
+
+        Args:
+            texts: each of any length.
+            spans: of each text, (start, end) in characters; of a single string, its own pairs.
+                They may overlap and leave gaps.
+            pool: as in `embed`, without "cls".
+            layers, normalize, truncate_dim, prompt, long, special, errors: as in `embed`; the
+                prompt is context, and in no span.
+
+        Shapes: for each text (S, D), float32; NaN for a text with an error (errors="collect").
+
+        Raises:
+            CallError: an argument is wrong, or the folder pools by cls and no pool is given.
+            TextError: as `embed`; a span is outside its text, or has no token.
+            ModelError: as `embed`.
+        """
+        given = as_texts(texts)
+        wanted = as_spans([spans] if isinstance(texts, str) else spans)
+        options = embedding.EmbedOptions(
+            pool=pool,
+            layers=layers,
+            normalize=normalize,
+            truncate_dim=truncate_dim,
+            prompt=prompt,
+            long=long,
+            special=special,
+        )
+        found, width = embedding.embed_spans(
+            self.engine, self._sentence_tokenizer, self.sentence, given, wanted, options
+        )
+        counts = iter(
+            [len(w) for w, f in zip(wanted, found, strict=True) if isinstance(f, TextError)]
+        )
+        return settle(
+            given, found, errors, lambda *_: np.full((next(counts), width), np.nan, np.float32)
+        )
+
+    def hidden_states(
+        self, texts: str | Sequence[str], *, special: bool = True, errors: Errors = "raise"
+    ) -> list[Array]:
+        """The hidden states of every layer at every token.
+
+        Shapes: for each text (L+1, T, H), float32; row 0 the embeddings, row L the last layer; T
+        counts the special tokens at either end. A text with an error (errors="collect") has one
+        token of NaN.
+
+        Args:
+            texts: each at most as long as the model (`config.max_tokens`), and a TextError beyond,
+                since a token has other states in other windows; `tokens` reads long texts.
+            special: False reads a literal `</s>` in a text as plain text.
+            errors: "raise" or "collect".
+
+        Raises:
+            CallError, TextError: as `embed`.
+        """
+        given = as_texts(texts)
+        found = hidden.hidden_states(self.engine, self.tokenizer, given, special=special)
+        shape = (self.config.num_layers + 1, 1, self.config.hidden_size)
+        return settle(given, found, errors, lambda *_: np.full(shape, np.nan, np.float32))
+
+    def tokens(
+        self,
+        texts: str | Sequence[str],
+        *,
+        layers: int | Sequence[int] = (-1,),
+        words: bool = False,
+        long: Long = "window",
+        special: bool = True,
+        errors: Errors = "raise",
+    ) -> list[TokenVectors]:
+        """A vector for each token of a text, or for each word, with its place in the text.
+
+        Args:
+            texts: each of any length; an empty one has no tokens.
+            layers: averaged; counted as in `embed`.
+            words: the mean over each word's tokens instead. Words are what the vocabulary joins
+                pieces to: signs are words of their own in BERT's and RoBERTa's, parts of one in
+                XLM-R's.
+            long: as in `embed`, with the model's length; a token has its vector from the window
+                that has it nearest its middle.
+            special: False reads a literal `<mask>` in a text as plain text.
+            errors: "raise" or "collect".
+
+        Raises:
+            CallError, TextError: as `embed`.
+        """
+        given = as_texts(texts)
+        chosen = embedding.check_layers(layers, self.config.num_layers)
+        embedding.check_long(long)
+        found = hidden.token_vectors(
+            self.engine,
+            self.tokenizer,
+            given,
+            layers=chosen,
+            words=words,
+            long=long,
+            special=special,
+        )
+        return settle(given, found, errors, TokenVectors.failed)
+
+    def similarity(self, a: str | Sequence[str] | Array, b: str | Sequence[str] | Array) -> Array:
+        """How alike each of a is to each of b: cosine, or what the folder names.
+
+        Args:
+            a, b: texts, which are embedded as `embed` does by itself, or arrays (N, D), (M, D). A
+                folder may name "dot", "euclidean" or "manhattan"; a distance counts as its
+                negative.
+
+        Shapes: (N, M), float32.
+
+        Raises:
+            CallError, TextError, ModelError: as `embed`; arrays that do not fit each other.
+        """
+        left, right = (as_matrix(x, self.embed) for x in (a, b))
+        if left.shape[1] != right.shape[1]:
+            raise CallError(f"a has vectors of {left.shape[1]} numbers and b of {right.shape[1]}")
+        return similarity(left, right, self.sentence.similarity)
 
 
 def load(
@@ -139,7 +365,8 @@ def load(
     """Load a model.
 
     Args:
-        model: a folder, or a hub id such as "FacebookAI/roberta-base"; None: $ENROBE_MODEL.
+        model: a folder, a built-in name, or a hub id such as "FacebookAI/roberta-base"; None:
+            $ENROBE_MODEL, else the built-in model.
         engine: "auto" is onnx on a CPU, torch on a GPU.
         precision: "auto" is float32; the half precisions are for a GPU.
         device: "auto" is the CPU; "cuda" has to be asked for, since finding out costs the import of
@@ -168,7 +395,7 @@ def load(
         )
     read = checkpoint.read(hub.resolve(model))
     tokenizer = Tokenizer.from_folder(read.folder, read.config.family, read.config.vocab_size)
-    return Model(_engine(read, chosen, width, where), tokenizer)
+    return Model(_engine(read, chosen, width, where), tokenizer, read.folder)
 
 
 def _engine(read: checkpoint.Checkpoint, name: str, precision: str, device: str) -> Engine:
@@ -183,30 +410,3 @@ def _engine(read: checkpoint.Checkpoint, name: str, precision: str, device: str)
             raise
         raise MissingExtraError("PyTorch", "train", "engine 'torch'") from None
     return TorchEngine(read, precision=precision, device=device)
-
-
-def _texts(texts: str | Sequence[str]) -> list[str]:
-    if isinstance(texts, str):
-        return [texts]
-    if isinstance(texts, bytes | dict) or not hasattr(texts, "__iter__"):
-        raise CallError(f"texts is {show(texts)}; allowed: a string or a sequence of strings")
-    return list(texts)
-
-
-def _settle(
-    texts: Sequence[str],
-    found: Sequence[Result | TextError],
-    errors: Errors,
-    failed: Callable[[str, TextError], Result],
-) -> list[Result]:
-    if errors not in get_args(Errors):
-        raise CallError(f"errors is {show(errors)}; allowed: {', '.join(get_args(Errors))}")
-    out: list[Result] = []
-    for index, (text, item) in enumerate(zip(texts, found, strict=True)):
-        if not isinstance(item, TextError):
-            out.append(item)
-        elif errors == "collect":
-            out.append(failed(text, item))
-        else:
-            raise TextError(f"text {index}: {item}" if len(texts) > 1 else str(item))
-    return out

@@ -3,6 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
+
 from enrobe.errors import TextError
 
 
@@ -78,3 +81,88 @@ class Score(_Result):
     def failed(cls, text: str, error: TextError | str) -> Self:
         """The result of a text that cannot be processed."""
         return cls(text, float("nan"), 0, str(error))
+
+
+@dataclass(frozen=True, eq=False)
+class TokenVectors(_Result):
+    """What `Model.tokens` says of one text: a vector for each of its tokens, or of its words."""
+
+    tokens: tuple[str, ...]
+    # the vocabulary's own spelling; of words: as they stand in the text
+    offsets: tuple[tuple[int, int], ...]
+    # start and end in characters of the text, without the spaces around a token
+    vectors: npt.NDArray[np.float32]
+    # (T, H)
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dictionary whose keys are the field names; the vectors become lists."""
+        return {**vars(self), "vectors": self.vectors.tolist()}
+
+    @classmethod
+    def failed(cls, text: str, error: TextError | str) -> Self:
+        """The result of a text that cannot be processed."""
+        return cls((), (), np.empty((0, 0), np.float32), str(error))
+
+
+@dataclass(frozen=True)
+class Prediction(_Result):
+    """What a head says of one text, or of one pair."""
+
+    head: str
+    # its name
+    label: str | tuple[str, ...] | None
+    # classify: the likeliest; multilabel: all that reach their thresholds; regress: None
+    probability: float | None
+    # classify: the label's
+    probabilities: dict[str, float]
+    # each label's: of classify they sum to 1, of multilabel each stands alone; regress: none
+    value: float | dict[str, float] | None
+    # regress: the number; a number a label where the head has several
+    cut: int = 0
+    # tokens that were left out because a row had no room for them
+    error: str | None = None
+
+    @classmethod
+    def failed(cls, head: str, error: TextError | str) -> Self:
+        """The result of a text that cannot be processed."""
+        return cls(head, None, None, {}, None, 0, str(error))
+
+
+@dataclass(frozen=True)
+class Span(_Result):
+    """A labelled part of a text."""
+
+    start: int
+    end: int
+    # characters of the text, the end exclusive; of given words: the first one, the one after
+    label: str
+    text: str
+    # text[start:end]; of given words, joined by single spaces
+    probability: float
+    # the mean over its words
+    error: str | None = None
+
+    @classmethod
+    def failed(cls, text: str, error: TextError | str) -> Self:
+        """What stands for the spans of a text that cannot be processed."""
+        return cls(0, 0, "", "", float("nan"), str(error))
+
+
+@dataclass(frozen=True)
+class Answer(_Result):
+    """One answer to a question: a part of its context, or nothing."""
+
+    text: str
+    # context[start:end]; "" says that the context has no answer
+    start: int
+    end: int
+    # characters of the context; both 0 for no answer
+    probability: float
+    # that it begins there, times that it ends there
+    error: str | None = None
+
+    @classmethod
+    def failed(cls, text: str, error: TextError | str) -> Self:
+        """What stands for the answers to a question that cannot be processed."""
+        return cls("", 0, 0, float("nan"), str(error))

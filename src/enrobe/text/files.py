@@ -1,5 +1,6 @@
 """Tokenizer files, whatever their kind, to a tokenizer of the `tokenizers` library."""
 
+import json
 from pathlib import Path
 
 import tokenizers
@@ -19,6 +20,18 @@ def special_id(backend: tokenizers.Tokenizer, name: str, dialect: Dialect) -> in
         needed = " ".join(dialect.special_tokens)
         raise ModelError(f"the tokenizer lacks {name}; family {dialect.family} needs {needed}")
     return found
+
+
+def put_lower_case(backend: tokenizers.Tokenizer) -> bool:
+    """Let a tokenizer put its texts in lower case before all else; False: it already does."""
+    state = json.dumps(json.loads(backend.to_str())["normalizer"])
+    if '"Lowercase"' in state or '"lowercase": true' in state:
+        return False
+    lower = [normalizers.Lowercase()]
+    backend.normalizer = normalizers.Sequence(
+        lower if backend.normalizer is None else [*lower, backend.normalizer]
+    )
+    return True
 
 
 def load(folder: Path) -> tokenizers.Tokenizer:

@@ -8,8 +8,8 @@ Legend: T tokens.
 
 import json
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -17,14 +17,11 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import tokenizers
-from tokenizers import (
-    AddedToken,
-    Encoding,
-)
+from tokenizers import AddedToken, Encoding
 
 from enrobe.dialects import DIALECTS, Dialect
 from enrobe.errors import CallError, ModelError, TextError, show
-from enrobe.text.files import load, special_id
+from enrobe.text.files import load, put_lower_case, special_id
 from enrobe.text.ragged import Ids
 from enrobe.text.tokens import Tokens, join, of_encoding, of_specials
 
@@ -92,6 +89,11 @@ class Tokenizer:
         except ModelError as error:
             raise ModelError(f"{folder}: {error}") from None
 
+    def lower_cased(self) -> "Tokenizer":
+        """This tokenizer with its texts put in lower case first; itself where it does that."""
+        copy = tokenizers.Tokenizer.from_str(self.to_json())
+        return Tokenizer(copy, self._dialect, self._rows) if put_lower_case(copy) else self
+
     @property
     def vocab_size(self) -> int:
         """Entries, added tokens included."""
@@ -142,22 +144,35 @@ class Tokenizer:
 
     def contents(self, texts: Sequence[str], *, special: bool = True) -> list[Tokens | TextError]:
         """Texts to tokens without the family's special tokens; see `encode`."""
+        found = self._encodings(texts, special, self._backend.encode_batch)
+        return [f if isinstance(f, TextError) else of_encoding(*f) for f in found]
+
+    def ids(self, texts: Sequence[str], *, special: bool = True) -> list[Ids | TextError]:
+        """The ids of `contents` alone, for less work."""
+        found = self._encodings(texts, special, self._backend.encode_batch_fast)
+        return [f if isinstance(f, TextError) else f[1] for f in found]
+
+    def _encodings(
+        self, texts: Sequence[str], special: bool, encode: Callable[..., list[Encoding]]
+    ) -> list[tuple[Encoding, Ids] | TextError]:
         checked = [_readable(text) for text in texts]
         clean = [text for text in checked if isinstance(text, str)]
-        encodings = iter(self._backend.encode_batch(clean, add_special_tokens=False))
-        out: list[Tokens | TextError] = []
+        encodings = iter(encode(clean, add_special_tokens=False))
+        out: list[tuple[Encoding, Ids] | TextError] = []
         for text in checked:
             if isinstance(text, TextError):
                 out.append(text)
                 continue
-            tokens = of_encoding(next(encodings))
-            if not special and self._took_special(tokens.ids, text):
-                tokens = of_encoding(self._plain.encode(text, add_special_tokens=False))
-            if self._rows is not None and (tokens.ids >= self._rows).any():
-                piece = self.pieces(tokens.ids[tokens.ids >= self._rows][:1])[0]
+            encoding = next(encodings)
+            ids = np.array(encoding.ids, np.int64)
+            if not special and self._took_special(ids, text):
+                encoding = self._plain.encode(text, add_special_tokens=False)
+                ids = np.array(encoding.ids, np.int64)
+            if self._rows is not None and (ids >= self._rows).any():
+                piece = self.pieces(ids[ids >= self._rows][:1])[0]
                 out.append(TextError(f"token {show(piece)} is not among the model's {self._rows}"))
                 continue
-            out.append(tokens)
+            out.append((encoding, ids))
         return out
 
     def contents_of_words(self, words: Sequence[str]) -> Tokens:
@@ -166,23 +181,44 @@ class Tokenizer:
         Byte-level BPE gets the space before each word that it was trained with. A word that has no
         token (an empty string) is simply absent from `words`.
         """
-        plain = [_readable(word) for word in words]
-        for word in plain:
-            if isinstance(word, TextError):
-                raise word
-        lead = [" " if self._byte_level and not word[:1].isspace() else "" for word in words]
-        pieces = self.contents([a + b for a, b in zip(lead, words, strict=True)], special=False)
-        parts = [part for part in pieces if isinstance(part, Tokens)]
-        counts = [len(part) for part in parts]
-        shift = np.repeat([len(space) for space in lead], counts).reshape(-1, 1)
-        joined = join(parts)
-        return Tokens(
-            joined.ids,
-            np.maximum(joined.spans - shift, 0),
-            np.repeat(np.arange(len(parts), dtype=np.int64), counts),
-            joined.types,
-            joined.sides,
+        (tokens,) = self.contents_of_split([words])
+        if isinstance(tokens, TextError):
+            raise tokens
+        return tokens
+
+    def contents_of_split(self, texts: Sequence[Sequence[str]]) -> list[Tokens | TextError]:
+        """Texts given as words; see `contents_of_words`."""
+        # Words come again and again: each is read once.
+        known = dict.fromkeys(word for words in texts for word in words if isinstance(word, str))
+        found = dict(zip(known, self._words(list(known)), strict=True))
+        out: list[Tokens | TextError] = []
+        for words in texts:
+            parts: list[Tokens] = []
+            for word in words:
+                part = found[word] if isinstance(word, str) else _readable(word)
+                if not isinstance(part, Tokens):
+                    out.append(part)
+                    break
+                parts.append(part)
+            else:
+                counts = [len(part) for part in parts]
+                joined = join(parts)
+                numbers = np.repeat(np.arange(len(parts), dtype=np.int64), counts)
+                out.append(replace(joined, words=numbers))
+        return out
+
+    def _words(self, words: Sequence[str]) -> list[Tokens | TextError]:
+        checked = [_readable(word) for word in words]
+        good = [word for word in checked if isinstance(word, str)]
+        lead = [" " if self._byte_level and word and not word[0].isspace() else "" for word in good]
+        pieces = self.contents([a + b for a, b in zip(lead, good, strict=True)], special=False)
+        moved = iter(
+            replace(piece, spans=np.maximum(piece.spans - len(space), 0))
+            if isinstance(piece, Tokens)
+            else piece
+            for piece, space in zip(pieces, lead, strict=True)
         )
+        return [word if isinstance(word, TextError) else next(moved) for word in checked]
 
     def frame(
         self, first: Tokens, second: Tokens | None = None, *, limit: int | None = None

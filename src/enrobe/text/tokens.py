@@ -40,9 +40,8 @@ class Tokens:
         return Tokens(ids, spans, words, types, sides, self.cut)
 
 
-def of_encoding(encoding: Encoding) -> Tokens:
-    """The tokens of one text, as the library gives them."""
-    ids = np.array(encoding.ids, np.int64)
+def of_encoding(encoding: Encoding, ids: Ids) -> Tokens:
+    """The tokens of one text, as the library gives them; `ids` are the encoding's."""
     words = [-1 if word is None else word for word in encoding.word_ids]
     zeros = np.zeros(len(ids), np.int64)
     spans = np.array(encoding.offsets, np.int64).reshape(-1, 2)

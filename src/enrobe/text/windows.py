@@ -4,6 +4,7 @@ All numbers are token positions in a text without its special tokens.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 Window = tuple[int, int]
 
@@ -28,3 +29,31 @@ def around(spans: Sequence[Window], length: int, size: int) -> list[tuple[Window
         left = max(0, min(start - margin // 2, length - size))
         out.append(((left, min(length, left + size)), group))
     return out
+
+
+def overlapping(length: int, size: int) -> list[tuple[Window, Window]]:
+    """Windows that cover a text of `length` tokens, none longer than `size`.
+
+    Neighbours share at least half of their tokens (to one), and all are equally far apart. Returns
+    (window, the tokens that it answers for): every token is answered for once, by the window that
+    has it nearest its middle, of equals the earlier one.
+    """
+    if length <= size:
+        return [((0, length), (0, length))]
+    count = -(-(length - size) // max(1, size // 2)) + 1
+    starts = [i * (length - size) // (count - 1) for i in range(count)]
+    # Half-way between the middles of two neighbours.
+    edges = [0, *((a + b + size + 1) // 2 for a, b in pairwise(starts)), length]
+    return [
+        ((start, start + size), kept) for start, kept in zip(starts, pairwise(edges), strict=True)
+    ]
+
+
+def strided(length: int, size: int, overlap: int) -> list[Window]:
+    """Windows of `size` from the start on, each sharing `overlap` tokens with the one before.
+
+    The last one ends with the text and may be shorter; a text that fits, or is empty, is one.
+    """
+    step = max(1, size - overlap)
+    count = 1 + max(0, -(-(length - size) // step))
+    return [(i * step, min(length, i * step + size)) for i in range(count)]

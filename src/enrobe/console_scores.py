@@ -1,0 +1,68 @@
+"""Scores as the command line shows them: a table on a terminal, one JSON object elsewhere."""
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from enrobe.console import json_line
+from enrobe.evaluate.files import Report
+from enrobe.evaluate.intervals import Interval
+from enrobe.evaluate.layers import LayersReport
+from enrobe.evaluate.layers_folder import by_layer, cell, notes
+from enrobe.evaluate.probes import POOLS
+
+
+def show_evaluated(report: Report, *, as_json: bool) -> int:
+    """A report's scores; the exit code: 2 where rows were left out."""
+    if not _shown_as_json(report, as_json):
+        table = Table(box=None, padding=(0, 1))
+        table.add_column(report.task)
+        table.add_column("value", justify="right")
+        table.add_column("95% interval", justify="right")
+        for part in fields(report):
+            value = getattr(report, part.name)
+            if isinstance(value, Interval):
+                between = f"{value.low:.4f} to {value.high:.4f}"
+                table.add_row(part.name.replace("_", " "), f"{value.value:.4f}", between)
+        console = Console(highlight=False)
+        console.print(table)
+        console.print(f"{report.rows:,} pairs, {report.similarity} similarity")
+    return _left_out(report)
+
+
+def show_layers(report: LayersReport, output: Path, *, as_json: bool) -> int:
+    """The scores of all layers; the exit code: 2 where rows were left out."""
+    if not _shown_as_json(report, as_json):
+        table = Table(box=None, padding=(0, 1))
+        for name in ("layer", *POOLS):
+            table.add_column(name, justify="right")
+        for row in by_layer(report):
+            cells = [
+                f"[bold]{cell(s)}[/bold]" if s == report.best else f"{cell(s):<7}" for s in row
+            ]
+            table.add_row(str(row[0].layer), *cells)
+        console = Console(highlight=False)
+        console.print(table)
+        for note in notes(report):
+            console.print(note, markup=False)
+        console.print(f"written: {output}", markup=False)
+    return _left_out(report)
+
+
+def _shown_as_json(report: Report | LayersReport, as_json: bool) -> bool:
+    if not as_json and Console().is_terminal:
+        return False
+    sys.stdout.buffer.write(json_line(report.to_dict()))
+    sys.stdout.buffer.flush()
+    return True
+
+
+def _left_out(report: Report | LayersReport) -> int:
+    if not report.skipped:
+        return 0
+    reason = " ".join(str(report.error).split())
+    print(f"enrobe: {report.skipped:,} rows were left out; the first: {reason}", file=sys.stderr)
+    return 2
