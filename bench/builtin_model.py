@@ -138,12 +138,12 @@ def blimp(model: Any, pairs: int) -> dict[str, Any]:
     by_paradigm: dict[str, list[Any]] = {}
     with gzip.open(DATA / "blimp/test.jsonl.gz", "rt", encoding="utf-8") as file:
         for row in map(json.loads, file):
-            by_paradigm.setdefault(row["UID"], []).append(row)
+            by_paradigm.setdefault(row["uid"], []).append(row)
     shares, count = {}, 0
     for name, rows in sorted(by_paradigm.items()):
         some = rows[:pairs]
-        good = model.score([row["sentence_good"] for row in some])
-        bad = model.score([row["sentence_bad"] for row in some])
+        good = model.score([row["good"] for row in some])
+        bad = model.score([row["bad"] for row in some])
         wins = [a.log_likelihood > b.log_likelihood for a, b in zip(good, bad, strict=True)]
         shares[name] = statistics.mean(wins)
         count += len(wins)

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -70,27 +70,63 @@ def roberta_folder(
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
-def workload_1(tokenizer: Any, *, count: int = 512, seed: int = 0) -> list[str]:
-    """Real texts with log-normal lengths: median 25 tokens, 4 to 256, one mask each."""
+def workload_1(tokenizer: Any, *, count: int = 512, seed: int = 0, masks: bool = True) -> list[str]:
+    """Real texts with log-normal lengths: median 25 tokens, 4 to 256; one mask each, or none."""
     rng = random.Random(seed)
-    path = SHARED / "data/text-enwiki/valid.txt.xz"
-    with lzma.open(path, "rt", encoding="utf-8") as file:
-        ids = tokenizer.encode([file.read(3_000_000)])[0].ids[1:-1]
+    ids = _real_ids(tokenizer, 3_000_000)
     texts = []
     while len(texts) < count:
         length = min(256, max(4, round(rng.lognormvariate(np.log(25), 0.77))))
         start = rng.randrange(len(ids) - 300)
         words = tokenizer.decode(ids[start : start + length - 2]).split()
         if words:
-            words[rng.randrange(len(words))] = "<mask>"
+            place = rng.randrange(len(words))
+            if masks:
+                words[place] = "<mask>"
             texts.append(" ".join(words))
     return texts
+
+
+def exact_texts(tokenizer: Any, *, tokens: int, count: int, seed: int = 0) -> list[str]:
+    """Real texts of exactly so many tokens, special ones included; 32 of 128 are W2."""
+    rng = random.Random(seed)
+    ids = _real_ids(tokenizer, 300_000)
+    texts: list[str] = []
+    while len(texts) < count:
+        start = rng.randrange(len(ids) - tokens)
+        text = tokenizer.decode(ids[start : start + tokens - 2]).strip()
+        # A cut inside a word may be read as other tokens than it was cut from.
+        if len(tokenizer.encode([text])[0]) == tokens:
+            texts.append(text)
+    return texts
+
+
+def _real_ids(tokenizer: Any, characters: int) -> Any:
+    path = SHARED / "data/text-enwiki/valid.txt.xz"
+    with lzma.open(path, "rt", encoding="utf-8") as file:
+        return tokenizer.encode([file.read(characters)])[0].ids[1:-1]
 
 
 def take_turns(script: Path, arguments: dict[str, list[str]], rounds: int) -> dict[str, Any]:
     """Start one worker a name, run them in turn, and return seconds a round and peak memory.
 
     A contender that takes five times as long as the quickest runs once: its figure is clear.
+    """
+    found = take_turns_at({"run": (rounds, 5)}, script, arguments)
+    return {name: facts | facts.pop("run") for name, facts in found.items()}
+
+
+def take_turns_at(
+    works: Mapping[str, tuple[int, float]],
+    script: Path,
+    arguments: dict[str, list[str]],
+    *,
+    aside: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The same for several kinds of work, one after another; a work's seconds are under its name.
+
+    works: for each its rounds, and how many times the quickest's time makes one round enough.
+    aside: workers that take their turns but are no contenders: not the quickest, never left out.
     """
     workers: dict[str, subprocess.Popen[str]] = {}
     for name, extra in arguments.items():
@@ -102,22 +138,28 @@ def take_turns(script: Path, arguments: dict[str, list[str]], rounds: int) -> di
         )
         # One after another: what warms up beside others warms up badly.
         print(f"{name} {_ask(workers[name], 'warm')}".strip(), file=sys.stderr)
-    seconds: dict[str, list[float]] = {name: [] for name in workers}
-    for number in range(rounds):
-        best = min((statistics.median(taken) for taken in seconds.values() if taken), default=0)
-        for name, worker in workers.items():
-            if number and statistics.median(seconds[name]) > 5 * best:
-                continue
-            seconds[name].append(float(_ask(worker, "run")))
-            print(f"round {number} {name}: {seconds[name][-1]:.2f} s", file=sys.stderr)
+    taken: dict[str, dict[str, list[float]]] = {}
+    for work, (rounds, slow) in works.items():
+        taken[work] = seconds = {name: [] for name in workers}
+        for number in range(rounds):
+            rivals = [statistics.median(s) for n, s in seconds.items() if s and n not in aside]
+            for name, worker in workers.items():
+                late = name not in aside and number and rivals
+                if late and statistics.median(seconds[name]) > slow * min(rivals):
+                    continue
+                seconds[name].append(float(_ask(worker, work)))
+                line = f"{work} round {number} {name}: {seconds[name][-1]:.2f} s"
+                print(line.removeprefix("run "), file=sys.stderr)
     facts: dict[str, Any] = {}
     for name, worker in workers.items():
-        facts[name] = json.loads(_ask(worker, "stop")) | {
-            "rounds": len(seconds[name]),
-            "median_s": round(statistics.median(seconds[name]), 3),
-            "min_s": round(min(seconds[name]), 3),
-            "max_s": round(max(seconds[name]), 3),
-        }
+        facts[name] = json.loads(_ask(worker, "stop"))
+        for work, seconds in taken.items():
+            facts[name][work] = {
+                "rounds": len(seconds[name]),
+                "median_s": round(statistics.median(seconds[name]), 3),
+                "min_s": round(min(seconds[name]), 3),
+                "max_s": round(max(seconds[name]), 3),
+            }
         worker.wait()
     return facts
 
@@ -133,21 +175,34 @@ def _ask(worker: "subprocess.Popen[str]", line: str) -> str:
 
 
 def serve(
-    run: Callable[[], object], warm: Callable[[], object], facts: Callable[[], dict[str, Any]]
+    run: Callable[[], object] | Mapping[str, Callable[[], object]],
+    warm: Callable[[], object],
+    facts: Callable[[], dict[str, Any]],
 ) -> None:
-    """A worker's loop: `warm` once, one timed `run` a line on standard input, then the facts."""
+    """A worker's loop: `warm` once, one timed `run` a line on standard input, then the facts.
+
+    run: one for each kind of work, by name, where there are several.
+    """
+    works = run if isinstance(run, Mapping) else {"run": run}
     for line in sys.stdin:
         start = time.perf_counter()
         if line.strip() == "warm":
             warm()
             print("ready", flush=True)
-        elif line.strip() == "run":
-            run()
+        elif line.strip() in works:
+            works[line.strip()]()
             print(time.perf_counter() - start, flush=True)
         else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            print(json.dumps({"peak_mb": round(peak)} | facts()), flush=True)
+            print(json.dumps({"peak_mb": _peak_mb()} | facts()), flush=True)
             return
+
+
+def _peak_mb() -> int:
+    # getrusage's figure begins at that of the process which started this one; VmHWM's at zero.
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    own = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
+    return round((own or [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss])[0] / 1024)
 
 
 def machine() -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """Pretraining: Enrobe against transformers' Trainer, float32 on a CPU, two threads.
 
-    python bench/pretrain_vs_trainer.py speed [--rounds 3]
+    python bench/pretrain_vs_trainer.py speed [--rounds 2]
     python bench/pretrain_vs_trainer.py loss  [--seeds 3] [--steps 200]
 
-Both train the same model from the same initial weights on the same rows in the same order, with the
-same optimiser settings; Trainer with DataCollatorForLanguageModeling. 4x256 is enrobe-tiny's shape
-with its vocabulary of 8,192, base is RoBERTa's with its 50,265. `lines`: one line of text a
-row, which Trainer pads to the longest of its batch; `packed`: blocks of 512 tokens. Speed counts
-real tokens; a round is a process of its own and its first step is not counted. `loss` measures both
-results on the same held-out rows with the same masks.
+Trainer needs `pip install accelerate`. Both train the same model from the same initial weights on
+the same rows in the same order, with the same optimiser settings; Trainer with
+DataCollatorForLanguageModeling. 4x256 is enrobe-tiny's shape with its vocabulary of 8,192, base is
+RoBERTa's with its 50,265. `lines`: one line of text a row, which Trainer pads to the longest of its
+batch; `packed`: blocks of 512 tokens. Speed counts real tokens; a round is a
+process of its own and its first step is not counted. `loss` measures both results on the same
+held-out rows with the same masks.
 """
 
 import argparse
@@ -33,10 +34,10 @@ TINY = {"layers": 4, "hidden": 256, "heads": 4, "wide": 1024, "vocabulary": 8192
 SIZES = {"4x256": TINY, "base": BASE}
 # rows a step, and the steps of a round
 ROUNDS = {
-    ("4x256", "lines"): (32, 12),
-    ("4x256", "packed"): (8, 8),
-    ("base", "lines"): (32, 3),
-    ("base", "packed"): (4, 3),
+    ("4x256", "lines"): (32, 8),
+    ("4x256", "packed"): (32, 6),
+    ("base", "lines"): (16, 2),
+    ("base", "packed"): (4, 2),
 }
 LR, WARMUP, DECAY, BETAS, EPS = 5e-4, 20, 0.01, (0.9, 0.98), 1e-6
 
@@ -44,7 +45,7 @@ LR, WARMUP, DECAY, BETAS, EPS = 5e-4, 20, 0.01, (0.9, 0.98), 1e-6
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("part", choices=("speed", "loss", "worker"))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--job")
@@ -87,7 +88,7 @@ def recipe(job: dict[str, Any]) -> Any:
             "folder": job["corpus"],
             "packing": "documents" if job["rows_are"] == "lines" else "full",
             "sources": {"text": {"files": [job["train"]]}},
-            "heldout": {"text": {"files": [job["heldout"]], "rows": 400}},
+            "heldout": {"text": {"files": [job["heldout"]], "rows": 400 if job["measure"] else 1}},
         },
         "train": {
             "steps": job["steps"],
@@ -245,7 +246,7 @@ def speed(rounds: int) -> None:
                     "seed": 1,
                     "train": str(train),
                     "heldout": str(heldout),
-                    "corpus": str(folder / "corpus"),
+                    "corpus": str(folder / f"corpus-{size}"),
                     "output": str(folder / f"{size}-{rows_are}-{who}-{number}"),
                     "measure": False,
                 }
@@ -273,7 +274,7 @@ def loss(seeds: int, steps: int) -> None:
                 "who": who,
                 "model": prepare("4x256", seed, folder),
                 "rows_are": "lines",
-                "batch_rows": 16,
+                "batch_rows": 8,
                 "steps": steps,
                 "seed": seed,
                 "train": str(train),

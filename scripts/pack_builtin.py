@@ -13,6 +13,7 @@ import json
 import shutil
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,8 @@ def pack(source: Path, name: str, card: Path | None, models: Path) -> dict[str, 
         work = Path(scratch) / "new"
         checkpoint.write(
             work,
-            config=read.config,
+            # Pretrained without; those who train it further expect the usual one.
+            config=replace(read.config, hidden_dropout=0.1, attention_dropout=0.1),
             heads=read.heads,
             tensors=read.tensors,
             tokenizer_files={file: (source / file).read_text("utf-8") for file in _TOKENIZER},

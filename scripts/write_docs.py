@@ -18,6 +18,7 @@ VERBS = (
     "data",
     "convert",
     "pretrain",
+    "finetune",
     "evaluate",
     "layers",
 )

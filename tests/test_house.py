@@ -87,7 +87,7 @@ def test_the_version_is_one() -> None:
 
 def test_the_readme_has_a_tree_with_every_file() -> None:
     readme = (ROOT / "README.md").read_text()
-    tree = readme.split("src/enrobe/", 1)[1].split("```")[0]
+    tree = readme.split("\nsrc/enrobe/", 1)[1].split("```")[0]
     for path in FILES:
         if path.name != "__main__.py":
             assert re.search(rf"\b{re.escape(path.name)}\b", tree), path.name

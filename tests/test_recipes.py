@@ -1,15 +1,20 @@
-"""Every recipe in recipes/ is run, shortened, on this project's own text."""
+"""Every recipe in recipes/ is run, shortened, on this project's own text or on toy labels."""
 
+import json
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import enrobe
 from enrobe import hub
+from enrobe.train.finetune_recipe import FinetuneRecipe
 from enrobe.train.recipe import PretrainRecipe, read_recipe
 
 ROOT = Path(__file__).parents[1]
-RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
+ALL = sorted((ROOT / "recipes").glob("*.toml"))
+FINETUNE = [path for path in ALL if "tasks" in tomllib.loads(path.read_text("utf-8"))]
+RECIPES = [path for path in ALL if path not in FINETUNE]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +40,7 @@ def shortened(recipe: Path, text: Path, folder: Path) -> list[str]:
 
 def test_the_parts_of_enrobe_tiny_follow_each_other(text: Path, tmp_path: Path) -> None:
     parts = [path for path in RECIPES if path.stem.startswith("enrobe-tiny-")]
-    assert len(parts) == 3
+    assert len(parts) == 2
     before: Path | None = None
     for path in parts:
         changes = shortened(path, text, tmp_path)
@@ -59,3 +64,30 @@ def test_a_recipe_runs(path: Path, text: Path, tmp_path: Path) -> None:
     result = enrobe.pretrain(path, changes=shortened(path, text, tmp_path))
     assert result.finished and result.model.is_dir()
     assert set(result.before) == set(result.after) != set()
+
+
+def toy_row(name: str, kind: str, number: int) -> object:
+    """What a label column may hold of a text of three words."""
+    tags = ["O", f"B-{name}", f"I-{name}"] if number % 2 else ["O", "O", "O"]
+    labels = {"classify": "ab"[number % 2], "multilabel": ["a", "b"][: number % 3], "tag": tags}
+    return {**labels, "regress": float(number)}[kind]
+
+
+@pytest.mark.parametrize("path", FINETUNE, ids=lambda path: path.stem)
+def test_a_recipe_for_labels_runs(path: Path, tmp_path: Path) -> None:
+    asked = read_recipe(path, FinetuneRecipe)
+    rows = [
+        {
+            **{task.text[0]: ["this", "is", f"number{n}"] for task in asked.tasks.values()},
+            **{t.label[0]: toy_row(name, t.kind, n) for name, t in asked.tasks.items()},
+        }
+        for n in range(12)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = [
+        f'tasks.{name}.{part} = "{file}"' for name in asked.tasks for part in ("train", "dev")
+    ]
+    result = enrobe.finetune(path, changes=[*changes, f'output = "{tmp_path / "run"}"', "epochs=1"])
+    assert result.finished and set(result.scores) == set(asked.tasks)
+    assert set(enrobe.load(result.model).engine.heads) == set(asked.tasks)

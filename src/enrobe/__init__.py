@@ -21,9 +21,9 @@ from enrobe.tasks.results import (
     Span,
     TokenVectors,
 )
-from enrobe.train.api import pretrain
+from enrobe.train.api import finetune, pretrain
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Answer",
@@ -43,6 +43,7 @@ __all__ = [
     "TextError",
     "TokenVectors",
     "TrainError",
+    "finetune",
     "load",
     "pretrain",
 ]

@@ -378,8 +378,9 @@ def evaluate(
     model: str,
     data: Path,
     *,
-    task: EvaluateTask,
-    columns: Columns,
+    head: str | None = None,
+    task: EvaluateTask | None = None,
+    columns: Column = None,
     label: str | None = None,
     pool: str | None = None,
     layers: Listed = None,
@@ -388,6 +389,8 @@ def evaluate(
     json: Switch = False,
 ) -> int:
     """Score a model on a file, with bootstrap intervals.
+
+    Without --task one of its heads, on rows with labels of the head's kind.
 
     sts: Spearman's and Pearson's correlation of the similarity of pairs with their scores. bitext:
     how often each text's other half is the most like it of all, both ways, and its mean reciprocal
@@ -398,13 +401,16 @@ def evaluate(
     model
         A folder, a built-in name or a hub id.
     data
-        A file of rows: csv, tsv, jsonl (gz and xz of them) or parquet.
+        A file of rows: csv, tsv, jsonl (gz and xz of them) or parquet; for a head also json
+        (SQuAD's too), conll and conllu.
+    head
+        The head, where the model has several.
     task
-        What is scored.
+        What is scored in place of a head: similarity.
     columns
-        The two text columns: A,B.
+        The text columns: A,B; of a head those that it was trained on.
     label
-        The column of scores, for sts.
+        The label's column, else what the file leaves no doubt of; for sts the scores.
     pool
         cls, mean, max, mean_sqrt_len, or several (cls,mean); else what the folder says, or mean.
     layers
@@ -416,9 +422,18 @@ def evaluate(
     json
         One JSON object on a terminal too.
     """
-    from enrobe.evaluate.files import evaluate_file
+    from enrobe.evaluate.files import evaluate_file, evaluate_head
     from enrobe.evaluate.similarity import Embedding
 
+    if task is None:
+        scores = evaluate_head(
+            enrobe.load(model, device=device),
+            data,
+            head=head,
+            text=console.listed(columns) or (),
+            label=console.listed(label) or (),
+        )
+        return console_scores.show_head(scores, as_json=json)
     with progress.shown() as show:
         report = evaluate_file(
             enrobe.load(model, device=device),
@@ -512,6 +527,74 @@ def pretrain(
 
     result = run_pretrain(recipe, resume=resume, changes=set or ())
     console.show_pretrained(result, as_json=json)
+    return 0 if result.finished else 130
+
+
+@app.command
+def finetune(
+    recipe: Path | None = None,
+    *,
+    task: Kind | None = None,
+    train: Files = None,
+    dev: Files = None,
+    columns: Column = None,
+    label: str | None = None,
+    model: str | None = None,
+    output: Path | None = None,
+    resume: Switch = False,
+    set: Words = None,
+    json: Switch = False,
+) -> int:
+    """Fine-tune a model for one task or for several: a recipe, or one task by options.
+
+    Ctrl-C and SIGTERM save first (exit code 130); --resume goes on exactly, after a kill -9 too.
+
+    Parameters
+    ----------
+    recipe
+        A TOML file; docs/finetuning.md has every key.
+    task
+        What the label is made for; else what the file leaves no doubt of.
+    train
+        Files to learn from: csv, tsv, jsonl, json (SQuAD's too), conll, parquet; gz and xz.
+    dev
+        Files to be measured on; else a tenth of the rows is split off.
+    columns
+        The text column, or the two of a pair: A,B; else what the file leaves no doubt of.
+    label
+        The label's column; for multilabel also several of 0 and 1: A,B,C.
+    model
+        A folder, a built-in name or a hub id; else $ENROBE_MODEL or the built-in model.
+    output
+        A new folder.
+    resume
+        Go on from the last complete checkpoint.
+    set
+        KEY=VALUE in place of what the recipe or the default says, for instance epochs=1.
+    json
+        One JSON object on a terminal too.
+    """
+    from enrobe.train.api import finetune as run_finetune
+    from enrobe.train.api import finetune_files
+
+    if recipe is not None:
+        given = {"--train": train, "--dev": dev, "--output": output, "--task": task}
+        options = {**given, "--text": columns, "--label": label, "--model": model}
+        console.refuse(options, "beside a recipe", "--set KEY=VALUE")
+        result = run_finetune(recipe, resume=resume, changes=set or ())
+    else:
+        result = finetune_files(
+            train or (),
+            dev or (),
+            kind=task,
+            text=console.listed(columns) or (),
+            label=console.listed(label) or (),
+            model=model,
+            output=output,
+            resume=resume,
+            changes=set or (),
+        )
+    console_scores.show_finetuned(result, as_json=json)
     return 0 if result.finished else 130
 
 

@@ -6,7 +6,7 @@ Standard output carries results and nothing else; everything about the work goes
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -278,6 +278,13 @@ def show_pretrained(result: "PretrainResult", *, as_json: bool) -> None:
     if sets:
         console.print(table)
     console.print(f"model: {printable(str(result.model))}")
+
+
+def refuse(options: Mapping[str, object], where: str, fix: str) -> None:
+    """Raise CallError for the first option that has no place in a call."""
+    for name, value in options.items():
+        if value is not None:
+            raise CallError(f"{name} {where}; fix: {fix}")
 
 
 def listed(value: str | None) -> list[str] | None:

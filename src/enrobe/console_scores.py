@@ -3,16 +3,20 @@
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from enrobe.console import json_line
-from enrobe.evaluate.files import Report
+from enrobe.console import json_line, printable
+from enrobe.evaluate.files import HeadReport, Report
 from enrobe.evaluate.intervals import Interval
 from enrobe.evaluate.layers import LayersReport
 from enrobe.evaluate.layers_folder import by_layer, cell, notes
 from enrobe.evaluate.probes import POOLS
+
+if TYPE_CHECKING:
+    from enrobe.train.finetune import FinetuneResult
 
 
 def show_evaluated(report: Report, *, as_json: bool) -> int:
@@ -31,6 +35,46 @@ def show_evaluated(report: Report, *, as_json: bool) -> int:
         console.print(table)
         console.print(f"{report.rows:,} pairs, {report.similarity} similarity")
     return _left_out(report)
+
+
+def show_head(report: HeadReport, *, as_json: bool) -> int:
+    """A head's scores; the exit code: 2 where rows were left out."""
+    if not _shown_as_json(report, as_json):
+        table = Table(box=None, padding=(0, 1))
+        table.add_column(printable(report.head))
+        table.add_column("value", justify="right")
+        table.add_column("95% interval", justify="right")
+        for name, value in report.scores.items():
+            between = f"{value.low:.4f} to {value.high:.4f}"
+            table.add_row(name.replace("_", " "), f"{value.value:.4f}", between)
+        console = Console(highlight=False)
+        console.print(table)
+        console.print(f"{report.rows:,} rows, a {report.kind} head")
+    for line in report.said:
+        print(f"enrobe: {printable(line)}", file=sys.stderr)
+    return _left_out(report)
+
+
+def show_finetuned(result: "FinetuneResult", *, as_json: bool) -> None:
+    """What a fine-tuning run made, on standard output."""
+    if _shown_as_json(result, as_json):
+        return
+    ended = "patience ended it" if result.early else "done"
+    done = ended if result.finished else "stopped; go on with --resume"
+    table = Table(box=None, padding=(0, 1), title=f"step {result.step:,}, {done}")
+    table.add_column("task")
+    table.add_column("")
+    table.add_column("dev", justify="right")
+    for name, measures in result.scores.items():
+        for number, (measure, value) in enumerate(measures.items()):
+            shown = "" if number else printable(name)
+            table.add_row(shown, measure.replace("_", " "), f"{value:.4f}")
+    console = Console(highlight=False)
+    if result.scores:
+        console.print(table)
+        console.print(f"best step: {result.best_step:,}, mean {result.score:.4f}")
+    console.print(f"{result.seconds:,.0f} s of training, {result.evaluation_seconds:,.0f} s of dev")
+    console.print(f"model: {printable(str(result.model))}", markup=False)
 
 
 def show_layers(report: LayersReport, output: Path, *, as_json: bool) -> int:
@@ -52,7 +96,9 @@ def show_layers(report: LayersReport, output: Path, *, as_json: bool) -> int:
     return _left_out(report)
 
 
-def _shown_as_json(report: Report | LayersReport, as_json: bool) -> bool:
+def _shown_as_json(
+    report: "Report | LayersReport | HeadReport | FinetuneResult", as_json: bool
+) -> bool:
     if not as_json and Console().is_terminal:
         return False
     sys.stdout.buffer.write(json_line(report.to_dict()))
@@ -60,7 +106,7 @@ def _shown_as_json(report: Report | LayersReport, as_json: bool) -> bool:
     return True
 
 
-def _left_out(report: Report | LayersReport) -> int:
+def _left_out(report: Report | LayersReport | HeadReport) -> int:
     if not report.skipped:
         return 0
     reason = " ".join(str(report.error).split())

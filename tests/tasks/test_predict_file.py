@@ -206,7 +206,8 @@ def test_pipes(folder: Path) -> None:
 
 def test_nothing_needs_torch(folder: Path, tmp_path: Path) -> None:
     path = lines(tmp_path / "in.jsonl", {"body": "the cat"})
-    code = f"from enrobe.cli import main; main(['predict', {str(folder / 'several')!r}, {str(path)!r}])"
+    arguments = ["predict", str(folder / "several"), str(path)]
+    code = f"from enrobe.cli import main; main({arguments!r})"
     answer = without("torch", "transformers", "pyarrow", code=code)
     assert answer.returncode == 0, answer.stderr
     assert json.loads(answer.stdout)["heads"]["topic"]["label"]

@@ -16,7 +16,7 @@ import torch
 
 from enrobe.errors import CallError, ModelError, TrainError
 from enrobe.train import loop
-from enrobe.train.loop import Evaluation, check_recipe
+from enrobe.train.loop import Evaluation, check_recipe, fit
 from enrobe.train.state import LATEST, Checkpoints, load_state
 from tests.train.toys import (
     Toy,
@@ -483,3 +483,54 @@ def test_bfloat16_on_a_cpu(tmp_path: Path) -> None:
 def test_the_peak_is_a_number_of_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     assert loop._peak(torch.device("cpu"), False) > 1e8
+
+
+# --- patience -----------------------------------------------------------------------------------
+
+
+def with_scores(*scores: float) -> Toy:
+    work = Toy()
+    work.scores = list(scores)
+    return work
+
+
+def test_patience_ends_a_run_and_keeps_the_best(tmp_path: Path) -> None:
+    work = with_scores(0.0, 1.0, 3.0, 2.0, 3.0, 9.0)
+    run = fit_toy(work, tmp_path, steps=9, evaluate_every=1, patience=2, log_every=3)
+    assert (run.step, run.early, run.finished) == (4, True, True)
+    assert (tmp_path / "checkpoints/best").read_text() == "step-000000002\n"
+    assert (tmp_path / "checkpoints/latest").read_text() == "step-000000004\n"
+    # The steps after the last line of the log are counted, too.
+    assert run.tokens == 4 * 12 * 2
+    assert [line["step"] for line in log_lines(tmp_path) if "loss" in line] == [3, 4]
+    # Nothing is left to do.
+    again = with_scores(9.0)
+    run = fit_toy(again, tmp_path, steps=9, evaluate_every=1, patience=2, log_every=3, resume=True)
+    assert (run.step, run.early, again.losses) == (4, True, 0)
+    # With more patience it goes on.
+    run = fit_toy(
+        with_scores(1.0, 1.0, 5.0), tmp_path, steps=7, evaluate_every=1, patience=5, resume=True
+    )
+    assert (run.step, run.early) == (7, False)
+
+
+def test_patience_is_counted_through_a_resumed_run(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"evaluate_every": 1, "patience": 3, "save_every": 1}
+    fit_toy(with_scores(0.0, 3.0, 2.0, 1.0), tmp_path, steps=3, **settings)
+    run = fit_toy(with_scores(2.0, 9.0), tmp_path, steps=9, resume=True, **settings)
+    assert (run.step, run.early) == (4, True)
+
+
+def test_the_first_look_can_be_left_out(tmp_path: Path) -> None:
+    work = with_scores(1.0)
+    run = fit(
+        work,
+        toy_config(),
+        folder=tmp_path,
+        recipe={},
+        seed=1,
+        group=work.group,
+        resume=False,
+        measure_first=False,
+    )
+    assert run.first is None and run.last is not None

@@ -199,3 +199,25 @@ def test_another_models_state_is_refused(name: str) -> None:
     optimizer = Optimizer(model(), OptimizerConfig())
     with pytest.raises(ModelError, match="belongs to no parameter"):
         optimizer.restore({name: np.zeros((2, 3), np.float32)})
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_rates_by_parameter(name: Any) -> None:
+    """A scale of 1/2 is a run at half the rate; 0 stays, without decay."""
+    scaled, half, full = model(), model(), model()
+    scales = {"layers.0.up.weight": 0.5, "layers.1.up.weight": 0.0}
+    config = OptimizerConfig(lr=0.1, optimizer=name)
+    runs = [Optimizer(scaled, config, scales), Optimizer(half, config), Optimizer(full, config)]
+    start = half.get_parameter("layers.1.up.weight").clone()
+    for step in range(3):
+        for net, run, lr in zip((scaled, half, full), runs, (0.1, 0.05, 0.1), strict=True):
+            generator = torch.Generator().manual_seed(step)
+            for parameter in net.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            run.step(lr)
+    for key, value in scaled.named_parameters():
+        if key == "layers.1.up.weight":
+            assert torch.equal(value, start)
+        else:
+            other = half if key in scales else full
+            assert torch.equal(value, other.get_parameter(key)), key

@@ -4,6 +4,7 @@ Legend: see `engines.base`.
 """
 
 from collections.abc import Mapping
+from typing import Self
 
 import torch
 
@@ -49,6 +50,21 @@ class TorchEngine:
         self.heads = checkpoint.heads
         model = Model.from_checkpoint(checkpoint).eval().requires_grad_(False)
         self._model = model.to(device=device, dtype=_PRECISIONS[precision])
+
+    @classmethod
+    def around(cls, model: Model) -> Self:
+        """An engine that runs a live model as it is, where it is: to measure it between two steps.
+
+        Whoever trains it puts it into eval mode, and under autocast where that is wanted.
+        """
+        engine = cls.__new__(cls)
+        parameter = next(model.parameters())
+        engine.precision = str(parameter.dtype).removeprefix("torch.")
+        engine.device = parameter.device.type
+        engine.config = model.config
+        engine.heads = model.head_configs
+        engine._model = model
+        return engine
 
     @torch.inference_mode()
     def run(self, batch: Ragged, request: Request, at: Ids | None = None) -> Outputs:

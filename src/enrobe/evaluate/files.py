@@ -1,12 +1,17 @@
 """A model against a file: what `enrobe evaluate` runs."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
+from enrobe.config import SEQUENCE_KINDS
+from enrobe.data.examples import TaskConfig, read_examples
+from enrobe.data.guess import complete
 from enrobe.errors import CallError, TextError, nearest, show
+from enrobe.evaluate.heads import score_head
+from enrobe.evaluate.intervals import Interval, intervals, plain
 from enrobe.evaluate.rows import Rows, as_number, read_rows
 from enrobe.evaluate.similarity import (
     BitextReport,
@@ -16,6 +21,7 @@ from enrobe.evaluate.similarity import (
     evaluate_bitext,
     evaluate_sts,
 )
+from enrobe.tasks.heads import choose
 from enrobe.tasks.model import Model
 
 Task = Literal["sts", "bitext"]
@@ -70,6 +76,80 @@ def evaluate_file(
         model, pairs(rows), embedding=embedding, errors="collect", progress=progress
     )
     return _with_errors(done_bitext, rows)
+
+
+@dataclass(frozen=True)
+class HeadReport:
+    """Scores of one head on a labelled file, the usual one of its kind first."""
+
+    head: str
+    kind: str
+    rows: int
+    # with a label, that could be read
+    scores: Mapping[str, Interval]
+    skipped: int
+    # rows that could not be read
+    error: str | None
+    # the first one's
+    said: tuple[str, ...]
+    # what was taken for granted
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, as JSON has them."""
+        scores = {name: plain(value) for name, value in self.scores.items()}
+        values = {key: plain(value) for key, value in vars(self).items() if key != "scores"}
+        return {**values, "scores": scores}
+
+
+def evaluate_head(
+    model: Model,
+    data: str | os.PathLike[str],
+    *,
+    head: str | None = None,
+    text: Sequence[str] = (),
+    label: Sequence[str] = (),
+) -> HeadReport:
+    """Score a head of a model on a labelled file, with bootstrap intervals.
+
+    Args:
+        data: csv, tsv, jsonl, json (SQuAD's too), conll, conllu, parquet; gz and xz of them.
+        head: its name; None: the only one.
+        text: the text column, or the two of a pair; (): those that the head was trained on.
+        label: its column; (): what the file leaves no doubt of.
+
+    A row without a label is left out; one whose label the head does not know counts as wrong.
+
+    Raises:
+        CallError: an argument is wrong, or no row has a label and can be read.
+        ModelError: the model has no head that was trained on labels.
+    """
+    name = choose(model.engine, head, (*SEQUENCE_KINDS, "tag", "answer"))
+    own = model.engine.heads[name]
+    assert own.kind != "mlm"
+    task = TaskConfig(
+        kind=own.kind,
+        train=(Path(data),),
+        text=tuple(text) or own.text,
+        label=tuple(label),
+    )
+    guess = complete(task)
+    known = () if own.kind == "regress" else own.labels
+    examples = read_examples(guess.task, guess.task.train, labels=known)
+    done = score_head(model.engine, model.tokenizer, name, examples)
+    found = intervals([*done.measures.values()])
+    unseen = tuple(
+        f"{n} labels {show(key)} are none of the head's" for key, n in examples.unseen.items()
+    )
+    errors = [*(bad.error for bad in examples.bad), *([done.error] if done.error else [])]
+    return HeadReport(
+        head=name,
+        kind=own.kind,
+        rows=done.rows,
+        scores=dict(zip(done.measures, found, strict=True)),
+        skipped=len(examples.bad) + done.skipped,
+        error=errors[0] if errors else None,
+        said=(*guess.said, *examples.said, *unseen),
+    )
 
 
 def pairs(rows: Rows) -> list[tuple[str, str]]:

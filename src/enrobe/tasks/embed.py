@@ -19,6 +19,7 @@ from enrobe.sentence_folder import PoolName, SentenceSettings
 from enrobe.tasks.parts import Cutter, Long, Part, run_parts
 from enrobe.tasks.pooling import Pooling, follow, normalize, width_after
 from enrobe.text.ragged import Ids
+from enrobe.text.rows import trimmed
 from enrobe.text.tokenizer import Tokenizer
 from enrobe.text.tokens import Tokens
 from enrobe.text.windows import Window
@@ -164,19 +165,6 @@ def _places(
                 f"span ({start}, {end}), {show(text[start:end])}, has no token{reason}"
             )
         out.append((int(inside[0]), int(inside[-1]) + 1))
-    return out
-
-
-def trimmed(spans: Ids, text: str) -> Ids:
-    """Spans without the spaces at their ends, which some vocabularies take in.
-
-    A span of nothing but space stays.
-    """
-    out: Ids = np.clip(spans, 0, len(text))
-    for n, (start, end) in enumerate(out.tolist()):
-        part = text[start:end]
-        if (part[:1].isspace() or part[-1:].isspace()) and part.strip():
-            out[n] = start + len(part) - len(part.lstrip()), start + len(part.rstrip())
     return out
 
 

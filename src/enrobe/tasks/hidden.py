@@ -10,10 +10,10 @@ import numpy as np
 
 from enrobe.engines.base import BUDGET, Array, Engine, Request
 from enrobe.errors import TextError
-from enrobe.tasks.embed import trimmed
 from enrobe.tasks.parts import Cutter, Long, run_parts
 from enrobe.tasks.results import TokenVectors
 from enrobe.text.ragged import Ids, Ragged, plan
+from enrobe.text.rows import trimmed
 from enrobe.text.tokenizer import Tokenizer
 from enrobe.text.tokens import Tokens
 

@@ -157,7 +157,7 @@ def encode_to_tag(
             starts, spans = _words_of(tokens, text)
             numbers = np.arange(len(starts))
         else:
-            # A word's first piece; `words` counts the words that have one.
+            # Where the number of the word changes, its first piece stands.
             starts = np.flatnonzero(np.diff(tokens.words, prepend=-1) != 0)
             numbers = tokens.words[starts]
             spans = np.stack([np.arange(len(text)), np.arange(len(text)) + 1], axis=1)

@@ -5,9 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from enrobe.data.labels import Kind
 from enrobe.errors import CallError, MissingExtraError
 
 if TYPE_CHECKING:
+    from enrobe.train.finetune import FinetuneResult
+    from enrobe.train.finetune_recipe import FinetuneRecipe
     from enrobe.train.pretrain import PretrainResult
     from enrobe.train.recipe import PretrainRecipe
 
@@ -46,3 +49,84 @@ def pretrain(
     else:
         recipe = read_recipe(Path(recipe), PretrainRecipe, changes)
     return module.run(recipe, resume=resume)
+
+
+def finetune(
+    recipe: "str | os.PathLike[str] | FinetuneRecipe",
+    *,
+    resume: bool = False,
+    changes: Sequence[str] = (),
+) -> "FinetuneResult":
+    """Fine-tune a model for one task or for several: a head a task on one encoder.
+
+    Args:
+        recipe: a TOML file (docs/finetuning.md), or its values.
+        resume: go on from the last complete checkpoint in the recipe's output, exactly; from the
+            beginning where there is none yet.
+        changes: `key.key=value` pairs that replace what the file says; `epochs=1` is one of
+            `train.epochs`.
+
+    Raises:
+        CallError: the recipe or a labelled file is wrong, the output is there already (without
+            `resume`), or a file cannot be read or written. Checkpoints stay as they are.
+        ModelError: the model to start from cannot be read.
+        TrainError: the loss or the gradient is not finite.
+        MissingExtraError: without PyTorch.
+    """
+    try:
+        from enrobe.train import finetune as module
+        from enrobe.train.finetune_recipe import FinetuneRecipe, in_train
+        from enrobe.train.recipe import read_recipe
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingExtraError("PyTorch", "train", "training") from None
+    if isinstance(recipe, FinetuneRecipe):
+        if changes:
+            raise CallError("changes replace what a file says; fix: dataclasses.replace")
+    else:
+        recipe = read_recipe(Path(recipe), FinetuneRecipe, in_train(changes))
+    return module.run(recipe, resume=resume)
+
+
+def finetune_files(
+    train: Sequence[Path],
+    dev: Sequence[Path],
+    *,
+    kind: Kind | None,
+    text: Sequence[str],
+    label: Sequence[str],
+    model: str | None,
+    output: Path | None,
+    resume: bool,
+    changes: Sequence[str],
+) -> "FinetuneResult":
+    """`finetune` for one task without a recipe, as the command line has it.
+
+    Raises:
+        CallError, ModelError, TrainError, MissingExtraError: as `finetune`.
+    """
+    if not train:
+        raise CallError("nothing to learn from; fix: a recipe, or --train FILE --output DIR")
+    if output is None:
+        raise CallError("no output is named; fix: --output DIR")
+    try:
+        from enrobe.train.finetune_data import say
+        from enrobe.train.finetune_recipe import recipe_of_files
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingExtraError("PyTorch", "train", "training") from None
+    recipe, said = recipe_of_files(
+        kind=kind,
+        train=train,
+        dev=dev,
+        text=text,
+        label=label,
+        model=model,
+        output=output,
+        changes=changes,
+    )
+    for line in said:
+        say(line)
+    return finetune(recipe, resume=resume)

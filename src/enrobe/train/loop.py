@@ -31,7 +31,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
 # Settings that a run may be resumed with another value of: the steps done stay what they are.
 CHANGEABLE = (
-    *("steps", "evaluate_every", "save_every", "log_every", "keep", "micro_tokens"),
+    *("steps", "evaluate_every", "patience", "save_every", "log_every", "keep", "micro_tokens"),
     # where the data lie; what they are is known by its hashes
     *("files", "folder", "workers"),
 )
@@ -58,6 +58,8 @@ class TrainConfig(OptimizerConfig):
     # the layers, by torch.compile; None: on a GPU
     evaluate_every: int | None = None
     # steps between looks at held-out data; None: at the beginning and the end
+    patience: int | None = None
+    # evaluations in a row without a better score that end the run; None: all steps are done
     save_every: int = 500
     # steps
     log_every: int = 20
@@ -70,8 +72,10 @@ class TrainConfig(OptimizerConfig):
         for name in ("steps", "batch_rows", "micro_tokens", "save_every", "log_every", "keep"):
             if getattr(self, name) < 1:
                 raise CallError(f"{name} is {show(getattr(self, name))}; allowed: 1 or more")
-        if self.evaluate_every is not None and self.evaluate_every < 1:
-            raise CallError(f"evaluate_every is {show(self.evaluate_every)}; allowed: 1 or more")
+        for name in ("evaluate_every", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise CallError(f"{name} is {show(value)}; allowed: 1 or more")
         for name, allowed in (("precision", get_args(Precision)), ("device", get_args(Device))):
             value = getattr(self, name)
             if value not in allowed:
@@ -133,7 +137,7 @@ class Work(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """How a call of `fit` ended; `step` is below `steps` where a signal stopped it."""
+    """How a call of `fit` ended; `step` is below `steps` where something stopped it."""
 
     step: int
     steps: int
@@ -145,11 +149,13 @@ class Run:
     # gone through in this call
     seconds: float
     # of training in this call
+    early: bool = False
+    # whether patience ended it
 
     @property
     def finished(self) -> bool:
-        """Whether all steps were done."""
-        return self.step == self.steps
+        """Whether nothing is left to do: no signal stopped it."""
+        return self.early or self.step == self.steps
 
 
 def fit(
@@ -161,11 +167,14 @@ def fit(
     seed: int,
     group: Group,
     resume: bool,
+    lr_scales: Mapping[str, float] | None = None,
+    measure_first: bool = True,
 ) -> Run:
     """Train, and leave checkpoints in `folder` from which `resume` goes on exactly.
 
-    Ctrl-C and SIGTERM save and end the call after the step that they fall into; a second Ctrl-C
-    ends it at once.
+    `lr_scales` are those of `Optimizer`; `measure_first` looks at held-out data before the first
+    step, too. Ctrl-C and SIGTERM save and end the call after the step that they fall into; a second
+    Ctrl-C ends it at once.
 
     Raises:
         CallError: a checkpoint or the log cannot be written, or the checkpoint to go on from does
@@ -174,9 +183,9 @@ def fit(
         TrainError: the loss or the gradient is not finite, and the batch is saved; or the device
             has not the memory.
     """
-    optimizer = Optimizer(work.model, config)
+    optimizer = Optimizer(work.model, config, lr_scales)
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep)
-    start, best = 0, None
+    start, best, waited = 0, None, 0
     latest = checkpoints.named(LATEST) if resume else None
     if latest is not None:
         state, arrays = load_state(latest)
@@ -188,7 +197,7 @@ def fit(
             optimizer.restore(arrays)
         except ModelError as error:
             raise ModelError(f"{latest}: {error}") from None
-        start, best = state.step, state.best_score
+        start, best, waited = state.step, state.best_score, state.waited
     log = Log(folder if group.first else None, steps=config.steps, start=start)
     try:
         if latest is not None:
@@ -198,8 +207,9 @@ def fit(
                     f"note: {torch.get_num_threads()} threads, {state.threads} before; sums are "
                     "rounded otherwise, so the result will not be bitwise the same"
                 )
-        loop = _Loop(work, config, folder, recipe, seed, group, optimizer, checkpoints, log, best)
-        return loop.run(start)
+        loop = _Loop(work, config, folder, recipe, seed, group, optimizer, checkpoints, log)
+        loop.best, loop.waited = best, waited
+        return loop.run(start, measure_first=measure_first)
     except torch.OutOfMemoryError as error:
         raise TrainError(
             f"micro_tokens {config.micro_tokens}: more than fits ({str(error).splitlines()[0]}); "
@@ -244,11 +254,12 @@ class _Loop:
         optimizer: Optimizer,
         checkpoints: Checkpoints,
         log: Log,
-        best: float | None,
     ) -> None:
         self.work, self.config, self.folder = work, config, folder
         self.recipe, self.seed, self.group = recipe, seed, group
-        self.optimizer, self.checkpoints, self.log, self.best = optimizer, checkpoints, log, best
+        self.optimizer, self.checkpoints, self.log = optimizer, checkpoints, log
+        self.best: float | None = None
+        self.waited = 0
         cuda = group.device.type == "cuda"
         self.half = config.precision == "bfloat16" or (config.precision == "auto" and cuda)
         if config.compile or (config.compile is None and cuda):
@@ -256,17 +267,19 @@ class _Loop:
                 layer.compile()
         self.peak = _peak(group.device, self.half)
 
-    def run(self, start: int) -> Run:
-        """Train from a step to the end, or to a signal."""
+    def run(self, start: int, *, measure_first: bool) -> Run:
+        """Train from a step to the end, to a signal, or until patience is at its end."""
         config, step = self.config, start
         first = last = None
-        if start == 0:
+        early = self._has_waited()
+        if start == 0 and measure_first:
             first = self._evaluate(0)
         stretch, tokens, seconds = _Stretch(), 0.0, 0.0
         with _signals() as signalled, ThreadPoolExecutor(1) as ahead:
             stop = False
-            coming = ahead.submit(self.work.batch, step) if step < config.steps else None
-            while coming is not None and not stop:
+            begin = step < config.steps and not early
+            coming = ahead.submit(self.work.batch, step) if begin else None
+            while coming is not None and not (stop or early):
                 began = time.perf_counter()
                 micros = coming.result()
                 more = step + 1 < config.steps
@@ -282,8 +295,13 @@ class _Loop:
                 if not more or (config.evaluate_every and step % config.evaluate_every == 0):
                     evaluation = last = self._evaluate(step)
                 best = evaluation is not None and self._is_best(evaluation)
-                if best or stop or not more or step % config.save_every == 0:
+                early = evaluation is not None and self._has_waited()
+                if best or stop or early or not more or step % config.save_every == 0:
                     self._save(step, evaluation)
+            if stretch.steps:
+                # Patience ended between two lines.
+                tokens, seconds = tokens + stretch.tokens, seconds + stretch.seconds
+                self.log.step(step, stretch.numbers(self.peak * self.group.size))
         return Run(
             step=step,
             steps=config.steps,
@@ -291,6 +309,7 @@ class _Loop:
             last=last,
             tokens=int(tokens),
             seconds=seconds,
+            early=early and step < config.steps,
         )
 
     def _step(
@@ -331,7 +350,8 @@ class _Loop:
             self._fail(step, micros, values, size)
         lr = self.config.lr_at(step, self.config.steps)
         self.optimizer.step(lr)
-        shares = {f"{name}_share": total / all_tokens for name, total in totals.items()}
+        # A name with a dot is a count that the loss alone needs.
+        shares = {f"{n}_share": total / all_tokens for n, total in totals.items() if "." not in n}
         stretch.add({**values, "lr": lr, "gradient_norm": size, **shares}, all_tokens, all_flops)
         return stops > 0
 
@@ -374,9 +394,13 @@ class _Loop:
     def _is_best(self, evaluation: Evaluation) -> bool:
         score = evaluation.score
         if score is None or math.isnan(score) or (self.best is not None and score <= self.best):
+            self.waited += score is not None
             return False
-        self.best = score
+        self.best, self.waited = score, 0
         return True
+
+    def _has_waited(self) -> bool:
+        return self.config.patience is not None and self.waited >= self.config.patience
 
     def _save(self, step: int, evaluation: Evaluation | None) -> None:
         if self.group.first:
@@ -385,6 +409,7 @@ class _Loop:
                 recipe=self.recipe,
                 score=evaluation.score if evaluation is not None else None,
                 best_score=self.best,
+                waited=self.waited,
                 threads=torch.get_num_threads(),
             )
             self.checkpoints.save(state, self.work.write, self.optimizer.state())

@@ -86,21 +86,42 @@ class OptimizerConfig:
 
 
 def parameter_groups(
-    named: Iterable[tuple[str, nn.Parameter]], weight_decay: float
+    named: Iterable[tuple[str, nn.Parameter]],
+    weight_decay: float,
+    lr_scales: Mapping[str, float] | None = None,
 ) -> list[dict[str, object]]:
-    """Decay on all but norms and biases, as BERT and RoBERTa have it."""
-    groups: dict[float, list[nn.Parameter]] = {weight_decay: [], 0.0: []}
+    """Decay on all but norms and biases, as BERT and RoBERTa have it; like rates together.
+
+    lr_scales: by a parameter's name what its learning rate is multiplied by; 1 where none is given.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {
+        (weight_decay, 1.0): [],
+        (0.0, 1.0): [],
+    }
     for name, parameter in named:
         free = name.endswith(("bias", "norm.weight"))
-        groups[0.0 if free else weight_decay].append(parameter)
-    return [{"params": some, "weight_decay": decay} for decay, some in groups.items() if some]
+        key = (0.0 if free else weight_decay, (lr_scales or {}).get(name, 1.0))
+        groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": some, "weight_decay": decay, "lr_scale": scale}
+        for (decay, scale), some in groups.items()
+        if some
+    ]
 
 
 class Optimizer:
     """One or two of torch's optimisers behind one learning rate, with a state of named tensors."""
 
-    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
-        """Cover every parameter of a model that trains."""
+    def __init__(
+        self,
+        model: nn.Module,
+        config: OptimizerConfig,
+        lr_scales: Mapping[str, float] | None = None,
+    ) -> None:
+        """Cover every parameter of a model that trains; `lr_scales` as in `parameter_groups`.
+
+        Parameters that need no gradient are frozen.
+        """
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._names = {id(parameter): name for name, parameter in named.items()}
         self.parameters = list(named.values())
@@ -112,7 +133,7 @@ class Optimizer:
         rest = ((n, p) for n, p in named.items() if n not in matrices)
         self._parts: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(
-                parameter_groups(rest, config.weight_decay),
+                parameter_groups(rest, config.weight_decay, lr_scales),
                 lr=config.lr,
                 betas=config.betas,
                 eps=config.eps,
@@ -122,7 +143,7 @@ class Optimizer:
         if matrices:
             self._parts.append(
                 torch.optim.Muon(
-                    list(matrices.values()),
+                    parameter_groups(matrices.items(), config.weight_decay, lr_scales),
                     lr=config.lr,
                     weight_decay=config.weight_decay,
                     adjust_lr_fn="match_rms_adamw",
@@ -133,7 +154,7 @@ class Optimizer:
         """Move the weights and forget the gradient."""
         for part in self._parts:
             for group in part.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["lr_scale"]
             part.step()
             part.zero_grad(set_to_none=True)
 

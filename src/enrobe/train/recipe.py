@@ -192,7 +192,7 @@ def read_recipe(path: Path, kind: type[Recipe], changes: Sequence[str] = ()) -> 
     except (ValueError, RecursionError) as error:
         raise CallError(f"{path}: not TOML ({error})") from None
     for change in changes:
-        _change(values, change)
+        set_value(values, change)
     try:
         model = values.get("model")
         # A model is a folder beside the recipe, or else a name.
@@ -206,7 +206,8 @@ def read_recipe(path: Path, kind: type[Recipe], changes: Sequence[str] = ()) -> 
     return anchored
 
 
-def _change(values: dict[str, Any], change: str) -> None:
+def set_value(values: dict[str, Any], change: str) -> None:
+    """Put a `key.key=value` change into parsed values; CallError where it is none."""
     name, given, text = (part.strip() for part in change.partition("="))
     if not given or not name:
         raise CallError(f"--set {show(change)}; allowed: key=value, for instance train.steps=100")

@@ -45,6 +45,8 @@ class State:
     # on held-out data at this step, if it was measured; higher is better
     best_score: float | None = None
     # of the run so far
+    waited: int = 0
+    # evaluations since the best one
     threads: int = 0
     # sums of floats depend on them
 
@@ -77,10 +79,11 @@ class Checkpoints:
                     "recipe": dict(state.recipe),
                     "score": state.score,
                     "best_score": state.best_score,
+                    "waited": state.waited,
                     "threads": state.threads,
                 }
                 (work / _TRAINING).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-            if state.score is not None and state.score == state.best_score:
+            if state.score is not None and state.score == state.best_score and not state.waited:
                 self._point(BEST, name)
             self._point(LATEST, name)
             self._clean()
@@ -150,6 +153,7 @@ def load_state(folder: Path) -> tuple[State, dict[str, npt.NDArray[Any]]]:
     if not (
         type(state.step) is int
         and state.step >= 0
+        and type(state.waited) is int
         and isinstance(state.recipe, dict)
         and all(score is None or isinstance(score, float | int) for score in scores)
     ):

@@ -1,0 +1,185 @@
+"""The labelled files of a recipe: read, encoded, and laid out as batches.
+
+Legend: B rows of a batch, C labels.
+"""
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+
+from enrobe.config import HeadConfig
+from enrobe.data.examples import Example, TaskConfig
+from enrobe.data.packing import Mixture
+from enrobe.data.splits import TaskData, load_task, text_key
+from enrobe.errors import CallError
+from enrobe.evaluate.intervals import Floats
+from enrobe.text.tokenizer import Tokenizer
+from enrobe.train.finetune_recipe import FinetuneRecipe, FinetuneTable, head_of, shares
+from enrobe.train.supervised import TrainRow, encode
+
+
+def say(text: str) -> None:
+    """A line for whoever watches."""
+    print(f"enrobe: {text}", file=sys.stderr, flush=True)
+
+
+def load_tasks(recipe: FinetuneRecipe) -> dict[str, TaskData]:
+    """The files of every task; what was taken for granted is said.
+
+    Raises:
+        CallError: as `load_task`; nothing to measure on.
+    """
+    loaded: dict[str, TaskData] = {}
+    for name, task in recipe.tasks.items():
+        try:
+            loaded[name] = data = load_task(task, seed=recipe.seed)
+        except CallError as error:
+            raise CallError(f"tasks.{name}: {error}") from None
+        if all(row.label is None for row in data.dev):
+            raise CallError(f"tasks.{name}: no row to measure on has a label")
+        for line in data.said:
+            say(f"{name}: {line}")
+    for names in groups({name: data.task for name, data in loaded.items()}):
+        # What one task is measured on, another one that reads the same files does not learn from.
+        held = {text_key(r) for n in names if not recipe.tasks[n].dev for r in loaded[n].dev}
+        for name in names if len(names) > 1 and held else ():
+            train = loaded[name].train
+            rows = tuple(row for row in train if text_key(row) not in held)
+            loaded[name] = replace(loaded[name], train=replace(train, rows=rows))
+    return loaded
+
+
+def groups(tasks: Mapping[str, TaskConfig]) -> list[list[str]]:
+    """Names of the tasks that read the same texts; one that answers questions stands alone."""
+    found: dict[object, list[str]] = {}
+    for name, task in tasks.items():
+        key = (task.train, task.text, task.format, task.columns)
+        found.setdefault(name if task.kind == "answer" else key, []).append(name)
+    return list(found.values())
+
+
+def fingerprint(paths: Sequence[Path]) -> list[str]:
+    """Hashes of files' content."""
+    found = []
+    for path in paths:
+        with path.open("rb") as file:
+            found.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return found
+
+
+class Plan:
+    """The rows of all tasks and the batches that they make, each a function of its number."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        tasks: Mapping[str, TaskData],
+        heads: Mapping[str, HeadConfig],
+        table: FinetuneTable,
+        *,
+        limit: int,
+        seed: int,
+    ) -> None:
+        """Encode them.
+
+        Args:
+            tokenizer: the model's.
+            tasks: their files, read.
+            heads: each task's.
+            table: how long and how wide.
+            limit: the longest row in tokens.
+            seed: chooses the order.
+
+        Raises:
+            CallError: a group of tasks has no row that can be read.
+        """
+        self.sources: dict[str, list[TrainRow]] = {}
+        for names in groups({name: data.task for name, data in tasks.items()}):
+            title = " and ".join(names)
+            given: dict[str, Sequence[Example]] = {name: tasks[name].train for name in names}
+            encoded = encode(tokenizer, heads, given, limit=limit)
+            if not encoded.rows:
+                raise CallError(f"{title}: no row can be learned from")
+            if encoded.cut:
+                say(f"{title}: {encoded.cut} texts of train are longer than {limit} tokens; cut")
+            if encoded.unreadable:
+                say(f"{title}: {encoded.unreadable} texts of train cannot be read; left out")
+            self.sources[title] = encoded.rows
+        sizes = {name: len(rows) for name, rows in self.sources.items()}
+        weights = shares(sizes, table)
+        self._rows = list(self.sources.values())
+        self._mixture = Mixture([*sizes.values()], [weights[name] for name in sizes], seed=seed)
+        cap = table.sampling_cap
+        self.epoch = sum(min(size, cap or size) for size in sizes.values())
+        # rows that count as once through all data
+        bounds = list(_bounds(max(1, ceil(self.epoch * table.epochs)), self._length, table))
+        self._bounds = bounds
+        self.steps = len(bounds) - 1
+        self.steps_an_epoch = max(1, round(self.steps / table.epochs))
+
+    def batch(self, step: int) -> list[TrainRow]:
+        """The rows of a step."""
+        return [self._row(at) for at in range(self._bounds[step], self._bounds[step + 1])]
+
+    def class_counts(self, name: str, width: int) -> Floats:
+        """How often each class of a classify or tag task is a target. Shapes: (C,)."""
+        counts = np.zeros(width)
+        for rows in self._rows:
+            own = [row.targets[name].reshape(-1) for row in rows if name in row.targets]
+            if own:
+                counts += np.bincount(np.concatenate(own), minlength=width)
+        return counts
+
+    def _row(self, position: int) -> TrainRow:
+        place = self._mixture.at(position)
+        return self._rows[place.source][place.row]
+
+    def _length(self, position: int) -> int:
+        return len(self._row(position).ids)
+
+
+def _bounds(total: int, length: Callable[[int], int], table: FinetuneTable) -> Iterator[int]:
+    """The positions at which batches begin, and the end."""
+    tokens = 0
+    yield 0
+    if table.batch_tokens is None:
+        yield from range(table.rows, total, table.rows)
+    else:
+        for at in range(total):
+            tokens += length(at)
+            # The first row of a batch is in it, however long.
+            if tokens > table.batch_tokens and tokens > length(at):
+                yield at
+                tokens = length(at)
+    yield total
+
+
+def micro_batches(rows: Sequence[TrainRow], budget: int) -> list[list[TrainRow]]:
+    """Rows in their order, in groups of at most `budget` tokens, or of one row."""
+    out: list[list[TrainRow]] = []
+    tokens = 0
+    for row in rows:
+        if not out or tokens + len(row.ids) > budget:
+            out.append([])
+            tokens = 0
+        out[-1].append(row)
+        tokens += len(row.ids)
+    return out
+
+
+def all_labels(names: Sequence[str], tasks: Mapping[str, TaskData]) -> tuple[str, ...]:
+    """The labels of a head that several tasks may share: those of the first, then others."""
+    return tuple(dict.fromkeys(label for name in names for label in tasks[name].train.labels))
+
+
+def tasks_of_heads(recipe: FinetuneRecipe) -> dict[str, list[str]]:
+    """For each head the tasks that train it."""
+    found: dict[str, list[str]] = {}
+    for name, task in recipe.tasks.items():
+        found.setdefault(head_of(name, task), []).append(name)
+    return found
