@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from enrobe import checkpoint
+from enrobe.atomic import new_folder
 from enrobe.config import HEAD_KINDS, SEQUENCE_KINDS, EncoderConfig, HeadConfig
 from enrobe.dialects import DIALECTS
 from enrobe.errors import CallError, EnrobeError, ModelError
@@ -337,7 +338,7 @@ def test_a_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
 
 def test_all_of_a_folder_or_nothing(tmp_path: Path) -> None:
     def interrupted() -> None:
-        with checkpoint.new_folder(tmp_path / "out") as work:
+        with new_folder(tmp_path / "out") as work:
             (work / "half").write_text("half")
             raise KeyboardInterrupt
 
@@ -349,7 +350,7 @@ def test_all_of_a_folder_or_nothing(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(CallError), checkpoint.new_folder(tmp_path / "a" / "b"):
+    with pytest.raises(CallError), new_folder(tmp_path / "a" / "b"):
         pass
 
 

@@ -25,6 +25,7 @@ FLOORS = (
     ("settings", "weights", "manifest"),
     ("dialects",),
     ("config",),
+    ("atomic",),
     ("errors",),
 )
 

@@ -10,19 +10,17 @@ encoder's do, and enrobe.json describes the heads.
 """
 
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from enrobe.atomic import new_folder
 from enrobe.config import EncoderConfig, HeadConfig
 from enrobe.dialects import DIALECTS, canonical_names, checkpoint_names, role
-from enrobe.errors import CallError, EnrobeError, ModelError, show
+from enrobe.errors import ModelError, show
 from enrobe.manifest import MANIFEST, joined, read_manifest, write_manifest
 from enrobe.settings import Reading, head_of_role, read_config, write_config
 from enrobe.weights import (
@@ -370,45 +368,3 @@ def write(
         (write_int8_rows if int8_rows else write_float32)(weights, stored)
         # safetensors writes for the owner's eyes alone, whatever the umask.
         shutil.copymode(work / "config.json", weights)
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `folder` in one rename when the block ends well.
-
-    A crash at any moment leaves either no folder or a complete one.
-    """
-    check_new(folder)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise CallError(f"{folder}: cannot be written ({error.strerror})") from None
-    try:
-        yield work
-        work.chmod(0o755)
-        for path in work.iterdir():
-            _sync(path)
-        _sync(work)
-        work.rename(folder)
-        _sync(folder.parent)
-    except EnrobeError:
-        raise
-    except OSError as error:
-        raise CallError(f"{folder}: cannot be written ({error.strerror})") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def check_new(folder: Path) -> None:
-    """Raise CallError where a folder to be written exists and is not empty."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CallError(f"{folder} exists and is not empty; name a new folder")
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 from enrobe import checkpoint, fairseq, hub
+from enrobe.atomic import check_new, new_folder
 from enrobe.checkpoint import Checkpoint
 from enrobe.config import EncoderConfig, HeadConfig
 from enrobe.dialects import DIALECTS
@@ -109,7 +110,7 @@ def convert(
         MissingExtraError: a pickled checkpoint without PyTorch 2.6 or later.
     """
     output = Path(output)
-    checkpoint.check_new(output)  # said before gigabytes are fetched, not after
+    check_new(output)  # said before gigabytes are fetched, not after
     file = Path(source) if os.path.isfile(source) else None
     if file is not None and file.suffix != ".pt":
         raise CallError(f"{file} is a file; allowed: a folder, a hub id, or fairseq's .pt file")
@@ -129,7 +130,7 @@ def convert(
             # What the reading of a folder raises may name it already.
             message = str(error).removeprefix(f"{scratch}: ").removeprefix(f"{folder}: ")
             raise ModelError(f"{folder}: {message}") from None
-        with checkpoint.new_folder(output) as work:
+        with new_folder(output) as work:
             checkpoint.write(
                 work,
                 config=read.config,

@@ -36,7 +36,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from enrobe.checkpoint import new_folder, read_json
+from enrobe.atomic import new_folder, replace_file
+from enrobe.checkpoint import read_json
 from enrobe.data.readers import Row, Source
 from enrobe.errors import CallError, TextError, show
 from enrobe.text.ragged import row_offsets
@@ -216,7 +217,10 @@ def build(
         "dtype": _dtype(tokenizer).name,
         "sources": [asdict(entries[shard]) for shard in sorted(entries)],
     }
-    _write_manifest(folder, _json(manifest))
+    try:
+        replace_file(folder / MANIFEST, _json(manifest))
+    except OSError as error:
+        raise CallError(f"{folder}: cannot be written ({error.strerror})") from None
     return Corpus(folder, tokenizer)
 
 
@@ -244,19 +248,6 @@ def _check_sources(corpus: Corpus, sources: Sequence[Path]) -> None:
     for info, path in zip(corpus.sources, sources, strict=True):
         if _sha256(path) != info.sha256:
             raise CallError(f"{path}: changed since {corpus.folder} was built from it; {fix}")
-
-
-def _write_manifest(folder: Path, text: str) -> None:
-    temporary = folder / f".{MANIFEST}"
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / MANIFEST)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise CallError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
 # --- one shard --------------------------------------------------------------------------------

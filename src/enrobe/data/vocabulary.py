@@ -11,7 +11,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 
-from enrobe.checkpoint import check_new, new_folder
+from enrobe.atomic import check_new, new_folder
 from enrobe.data.readers import Source
 from enrobe.dialects import DIALECTS
 from enrobe.errors import CallError, show

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from enrobe.checkpoint import check_new, new_folder
+from enrobe.atomic import check_new, new_folder
 from enrobe.errors import MissingExtraError
 from enrobe.evaluate.layers import LayerScore, LayersReport, score_layers
 from enrobe.evaluate.probes import POOLS

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from enrobe.atomic import replace_file, sync
 from enrobe.checkpoint import read_json
 from enrobe.errors import CallError, show
 from enrobe.tasks.bulk_inputs import STATE_SUFFIX
@@ -154,7 +155,7 @@ class JobState:
             for name, target in moves:
                 if (self.folder / name).is_file():
                     (self.folder / name).replace(target)
-            _sync(self._output.parent)
+            sync(self._output.parent)
             self.close()
             shutil.rmtree(self.folder)
 
@@ -272,19 +273,4 @@ def _locked(path: Path, output: Path) -> IO[bytes]:
 
 
 def _write_json(path: Path, value: object) -> None:
-    """All of it or nothing, on the disk when this returns."""
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=None if path.name == _PROGRESS else 2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    replace_file(path, json.dumps(value, indent=None if path.name == _PROGRESS else 2) + "\n")

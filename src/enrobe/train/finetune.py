@@ -11,7 +11,6 @@ Legend: T tokens, B rows.
 """
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -25,7 +24,8 @@ import torch
 from torch import Tensor
 
 from enrobe import checkpoint, hub
-from enrobe.checkpoint import check_new, new_folder, read_json
+from enrobe.atomic import check_new, new_folder, replace_file
+from enrobe.checkpoint import read_json
 from enrobe.config import EncoderConfig, HeadConfig
 from enrobe.data.splits import TaskData
 from enrobe.engines.torch import TorchEngine
@@ -306,10 +306,7 @@ class HeadTraining:
         )
         if self._table.weighting == "uncertainty":
             values = dict(zip(self._names, self._log_variances().tolist(), strict=True))
-            with (folder / _WEIGHTING).open("w", encoding="utf-8") as file:
-                json.dump(values, file)
-                file.flush()
-                os.fsync(file.fileno())
+            replace_file(folder / _WEIGHTING, json.dumps(values))
 
     def read(self, folder: Path) -> None:
         """See `Work.read`."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from enrobe import checkpoint, hub
-from enrobe.checkpoint import check_new
+from enrobe.atomic import check_new
 from enrobe.config import EncoderConfig, HeadConfig
 from enrobe.data.corpus import Corpus, SourceInfo, build
 from enrobe.data.masking import Masker, MaskingConfig

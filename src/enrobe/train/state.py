@@ -12,7 +12,6 @@ Nothing else is random: dropout is seeded by (seed, step), data by (seed, epoch,
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -24,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
 
-from enrobe.checkpoint import new_folder, read_json
+from enrobe.atomic import new_folder, replace_file
+from enrobe.checkpoint import read_json
 from enrobe.errors import CallError, EnrobeError, ModelError, show
 
 LATEST, BEST = "latest", "best"
@@ -84,8 +84,8 @@ class Checkpoints:
                 }
                 (work / _TRAINING).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
             if state.score is not None and state.score == state.best_score and not state.waited:
-                self._point(BEST, name)
-            self._point(LATEST, name)
+                replace_file(self.folder / BEST, name + "\n")
+            replace_file(self.folder / LATEST, name + "\n")
             self._clean()
         except (OSError, CallError, safetensors.SafetensorError) as error:
             # Ours names the place already.
@@ -110,20 +110,6 @@ class Checkpoints:
                 f"{path}: missing, and {file} names it; fix: put it back, or start anew"
             )
         return path
-
-    def _point(self, pointer: str, name: str) -> None:
-        temporary = self.folder / f".{pointer}"
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(name + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.folder / pointer)
-        # Before what it pointed to is removed.
-        handle = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
     def _clean(self) -> None:
         pointers = [self.folder / LATEST, self.folder / BEST]
