@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,6 +36,17 @@ def new_folder(folder: Path) -> Iterator[Path]:
         raise CallError(f"{folder}: cannot be written ({error.strerror})") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def replace_folder(folder: Path, write: Callable[[Path], object]) -> None:
+    """Put a folder that `write` makes in the place of an older one."""
+    old = folder.with_name(f".{folder.name}")
+    # Of a process that ended here.
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    write(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def check_new(folder: Path) -> None:

@@ -22,8 +22,8 @@ from enrobe.train.finetune import HeadTraining
 from enrobe.train.finetune_data import Plan, load_tasks
 from enrobe.train.finetune_model import new_heads, new_model
 from enrobe.train.finetune_recipe import FinetuneRecipe, head_of, shares
-from enrobe.train.loop import Micro
 from enrobe.train.supervised import collate
+from enrobe.train.work import Micro
 from tests.support import random_rows, scaled_error
 from tests.train.finetune_toys import (
     KINDS,

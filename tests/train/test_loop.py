@@ -16,8 +16,9 @@ import torch
 
 from enrobe.errors import CallError, ModelError, TrainError
 from enrobe.train import loop
-from enrobe.train.loop import Evaluation, check_recipe, fit
+from enrobe.train.loop import check_recipe, fit
 from enrobe.train.state import LATEST, Checkpoints, load_state
+from enrobe.train.work import Evaluation
 from tests.train.toys import (
     Toy,
     fit_toy,

@@ -31,10 +31,10 @@ from enrobe.text.ragged import Ragged
 from enrobe.text.tokenizer import Tokenizer
 from enrobe.text.tokens import Tokens
 from enrobe.train import pretrain
-from enrobe.train.loop import Micro
 from enrobe.train.losses import masked_lm_loss
 from enrobe.train.pretrain import MaskedLM, PretrainResult
 from enrobe.train.state import LATEST, Checkpoints, load_state
+from enrobe.train.work import Micro
 from tests.support import (
     random_documents,
     random_rows,

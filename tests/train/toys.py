@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from enrobe.text.ragged import Ragged
 from enrobe.train import loop, pretrain
 from enrobe.train.group import Group
-from enrobe.train.loop import Evaluation, Micro, Run, TrainConfig, fit
+from enrobe.train.loop import Run, TrainConfig, fit
 from enrobe.train.recipe import PretrainRecipe, make
+from enrobe.train.work import Evaluation, Micro
 from tests.support import random_documents, toy_tokenizer, write_txt
 
 ALONE = Group(0, 1, torch.device("cpu"))

@@ -1,7 +1,8 @@
 """What `enrobe` offers of training; PyTorch is imported when a call needs it."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,17 @@ if TYPE_CHECKING:
     from enrobe.train.finetune_recipe import FinetuneRecipe
     from enrobe.train.pretrain import PretrainResult
     from enrobe.train.recipe import PretrainRecipe
+
+
+@contextmanager
+def _training() -> Iterator[None]:
+    """Around the imports of what needs PyTorch: MissingExtraError without it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingExtraError("PyTorch", "train", "training") from None
 
 
 def pretrain(
@@ -36,19 +48,10 @@ def pretrain(
         TrainError: the loss or the gradient is not finite.
         MissingExtraError: without PyTorch.
     """
-    try:
+    with _training():
         from enrobe.train import pretrain as module
-        from enrobe.train.recipe import PretrainRecipe, read_recipe
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise MissingExtraError("PyTorch", "train", "training") from None
-    if isinstance(recipe, PretrainRecipe):
-        if changes:
-            raise CallError("changes replace what a file says; fix: dataclasses.replace")
-    else:
-        recipe = read_recipe(Path(recipe), PretrainRecipe, changes)
-    return module.run(recipe, resume=resume)
+        from enrobe.train.recipe import PretrainRecipe, given
+    return module.run(given(recipe, PretrainRecipe, changes), resume=resume)
 
 
 def finetune(
@@ -73,20 +76,11 @@ def finetune(
         TrainError: the loss or the gradient is not finite.
         MissingExtraError: without PyTorch.
     """
-    try:
+    with _training():
         from enrobe.train import finetune as module
         from enrobe.train.finetune_recipe import FinetuneRecipe, in_train
-        from enrobe.train.recipe import read_recipe
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise MissingExtraError("PyTorch", "train", "training") from None
-    if isinstance(recipe, FinetuneRecipe):
-        if changes:
-            raise CallError("changes replace what a file says; fix: dataclasses.replace")
-    else:
-        recipe = read_recipe(Path(recipe), FinetuneRecipe, in_train(changes))
-    return module.run(recipe, resume=resume)
+        from enrobe.train.recipe import given
+    return module.run(given(recipe, FinetuneRecipe, in_train(changes)), resume=resume)
 
 
 def finetune_files(
@@ -110,13 +104,9 @@ def finetune_files(
         raise CallError("nothing to learn from; fix: a recipe, or --train FILE --output DIR")
     if output is None:
         raise CallError("no output is named; fix: --output DIR")
-    try:
-        from enrobe.train.finetune_data import say
+    with _training():
         from enrobe.train.finetune_recipe import recipe_of_files
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise MissingExtraError("PyTorch", "train", "training") from None
+        from enrobe.train.work import say
     recipe, said = recipe_of_files(
         kind=kind,
         train=train,

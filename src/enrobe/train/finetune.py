@@ -24,31 +24,25 @@ import torch
 from torch import Tensor
 
 from enrobe import checkpoint, hub
-from enrobe.atomic import check_new, new_folder, replace_file
+from enrobe.atomic import check_new, new_folder, replace_file, replace_folder
 from enrobe.checkpoint import read_json
-from enrobe.config import EncoderConfig, HeadConfig
+from enrobe.config import HeadConfig
 from enrobe.data.splits import TaskData
 from enrobe.engines.torch import TorchEngine
 from enrobe.errors import CallError, EnrobeError
 from enrobe.evaluate.heads import check_metric, score_head
 from enrobe.nn.heads import Model
-from enrobe.text.ragged import Ids
 from enrobe.text.tokenizer import Tokenizer
-from enrobe.train.finetune_data import (
-    Plan,
-    fingerprint,
-    load_tasks,
-    micro_batches,
-    say,
-)
+from enrobe.train.finetune_data import Plan, fingerprint, load_tasks
 from enrobe.train.finetune_model import lr_scales, new_heads, new_model
 from enrobe.train.finetune_recipe import FinetuneRecipe, head_of
 from enrobe.train.group import Group
 from enrobe.train.log import LOG
-from enrobe.train.loop import Evaluation, Micro, Run, fit
+from enrobe.train.loop import Run, fit
 from enrobe.train.recipe import as_values
 from enrobe.train.state import BEST, LATEST, Checkpoints, load_state
 from enrobe.train.supervised import collate, head_loss
+from enrobe.train.work import Evaluation, Micro, encoder_flops, micro_batches, model_arrays, say
 
 # The learned log-variances of tasks, beside a checkpoint's model.
 _WEIGHTING = "weighting.json"
@@ -144,16 +138,9 @@ def _result(folder: Path, work: "HeadTraining", ended: Run) -> FinetuneResult:
     step = load_state(best)[0].step
     scores: Mapping[str, Mapping[str, float]] = {}
     if ended.finished:
-        target, old = folder / "model", folder / ".model"
+        target, source = folder / "model", best / "model"
         # A run that went on has an older one there.
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            target.rename(old)
-        with new_folder(target) as made:
-            for path in (best / "model").iterdir():
-                if path.name != _WEIGHTING:
-                    shutil.copy(path, made / path.name)
-        shutil.rmtree(old, ignore_errors=True)
+        replace_folder(target, lambda place: _copy_model(source, place))
         lines = map(json.loads, (folder / LOG).read_text("utf-8").splitlines())
         measured = [
             line["evaluation"] for line in lines if "evaluation" in line and line["step"] == step
@@ -174,6 +161,13 @@ def _result(folder: Path, work: "HeadTraining", ended: Run) -> FinetuneResult:
         seconds=ended.seconds,
         evaluation_seconds=work.evaluation_seconds,
     )
+
+
+def _copy_model(source: Path, target: Path) -> None:
+    with new_folder(target) as made:
+        for path in source.iterdir():
+            if path.name != _WEIGHTING:
+                shutil.copy(path, made / path.name)
 
 
 # --- the work ---------------------------------------------------------------------------------
@@ -223,9 +217,10 @@ class HeadTraining:
     def batch(self, step: int) -> list[Micro]:
         """See `Work.batch`."""
         out = []
-        for rows in micro_batches(self._plan.batch(step), self._table.micro_tokens):
-            batch, counts, arrays = collate(rows, self._kinds)
-            flops = 3 * _forward_flops(self.model.config, batch.lengths)
+        rows = self._plan.batch(step)
+        for group in micro_batches([len(row.ids) for row in rows], self._table.micro_tokens):
+            batch, counts, arrays = collate([rows[i] for i in group], self._kinds)
+            flops = 3 * encoder_flops(self.model.config, batch.lengths)
             out.append(Micro(batch=batch, counts=counts, flops=flops, arrays=arrays))
         return out
 
@@ -292,16 +287,12 @@ class HeadTraining:
 
     def write(self, folder: Path) -> None:
         """See `Work.write`."""
-        tensors: dict[str, Any] = {
-            name: tensor.detach().cpu().numpy()
-            for name, tensor in self.model.state_dict().items()
-            if not name.startswith("uncertainty.")
-        }
+        # The log-variances have a name that no folder knows, and are left out.
         checkpoint.write(
             folder,
             config=self.model.config,
             heads=self.model.head_configs,
-            tensors=tensors,
+            tensors=model_arrays(self.model),
             tokenizer_folder=self._tokenizer_folder,
         )
         if self._table.weighting == "uncertainty":
@@ -316,11 +307,3 @@ class HeadTraining:
             learned = read_json(folder / _WEIGHTING)
             values["uncertainty.bias"] = torch.tensor([learned[name] for name in self._names])
         self.model.load_state_dict(values)
-
-
-def _forward_flops(config: EncoderConfig, lengths: Ids) -> float:
-    """Operations of the layers' matrix products; a product of (a, b) and (b, c) is 2abc."""
-    hidden, wide = config.hidden_size, config.intermediate_size
-    pairs = float((lengths.astype(np.float64) ** 2).sum())
-    tokens = float(lengths.sum())
-    return 2 * config.num_layers * (tokens * 2 * hidden * (2 * hidden + wide) + 2 * hidden * pairs)

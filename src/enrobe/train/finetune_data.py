@@ -4,7 +4,6 @@ Legend: B rows of a batch, C labels.
 """
 
 import hashlib
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
@@ -21,11 +20,7 @@ from enrobe.evaluate.intervals import Floats
 from enrobe.text.tokenizer import Tokenizer
 from enrobe.train.finetune_recipe import FinetuneRecipe, FinetuneTable, head_of, shares
 from enrobe.train.supervised import TrainRow, encode
-
-
-def say(text: str) -> None:
-    """A line for whoever watches."""
-    print(f"enrobe: {text}", file=sys.stderr, flush=True)
+from enrobe.train.work import say
 
 
 def load_tasks(recipe: FinetuneRecipe) -> dict[str, TaskData]:
@@ -157,19 +152,6 @@ def _bounds(total: int, length: Callable[[int], int], table: FinetuneTable) -> I
                 yield at
                 tokens = length(at)
     yield total
-
-
-def micro_batches(rows: Sequence[TrainRow], budget: int) -> list[list[TrainRow]]:
-    """Rows in their order, in groups of at most `budget` tokens, or of one row."""
-    out: list[list[TrainRow]] = []
-    tokens = 0
-    for row in rows:
-        if not out or tokens + len(row.ids) > budget:
-            out.append([])
-            tokens = 0
-        out[-1].append(row)
-        tokens += len(row.ids)
-    return out
 
 
 def all_labels(names: Sequence[str], tasks: Mapping[str, TaskData]) -> tuple[str, ...]:

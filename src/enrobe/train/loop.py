@@ -1,7 +1,4 @@
-"""The one training loop: batches in, weights moved, state saved, whatever the task.
-
-Legend: T tokens.
-"""
+"""The one training loop: batches in, weights moved, state saved, whatever the task."""
 
 import hashlib
 import json
@@ -11,21 +8,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
-import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from enrobe.errors import CallError, EnrobeError, ModelError, TrainError, nearest, show
-from enrobe.text.ragged import Ragged
 from enrobe.train.group import Group
 from enrobe.train.log import Log
 from enrobe.train.optim import Optimizer, OptimizerConfig
 from enrobe.train.state import LATEST, Checkpoints, State, load_state, save_arrays
+from enrobe.train.work import Evaluation, Micro, Work
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -81,58 +77,6 @@ class TrainConfig(OptimizerConfig):
             if value not in allowed:
                 hint = nearest(str(value), allowed)
                 raise CallError(f"{name} is {show(value)}; allowed: {', '.join(allowed)}{hint}")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Micro:
-    """Rows that go through the model at once, and what the loss needs besides.
-
-    `counts` are the targets of each objective; a loss is divided by their sum over the whole
-    global batch. `arrays` belong to the task.
-    """
-
-    batch: Ragged
-    counts: Mapping[str, float]
-    flops: float
-    # of its forward and backward products
-    arrays: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Results on held-out data: {set: {measure: value}}, and the score, higher is better."""
-
-    results: Mapping[str, Mapping[str, float]]
-    score: float | None
-
-
-class Work(Protocol):
-    """What is trained: the loop knows nothing else of a task."""
-
-    @property
-    def model(self) -> nn.Module:
-        """All that is trained."""
-
-    @property
-    def objectives(self) -> Sequence[str]:
-        """Names of the counts of targets, the same in every process."""
-
-    def batch(self, step: int) -> Sequence[Micro]:
-        """This process's share of the global batch of a step; a function of the step alone."""
-
-    def loss(
-        self, micro: Micro, totals: Mapping[str, float]
-    ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The loss to descend, over global totals of targets, and what adds up to be logged."""
-
-    def evaluate(self) -> Evaluation:
-        """Measure on held-out data; every process calls it."""
-
-    def write(self, folder: Path) -> None:
-        """Write the model to a new folder."""
-
-    def read(self, folder: Path) -> None:
-        """Take over the weights that `write` wrote."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,6 +219,13 @@ class _Loop:
         if start == 0 and measure_first:
             first = self._evaluate(0)
         stretch, tokens, seconds = _Stretch(), 0.0, 0.0
+
+        def log_stretch() -> None:
+            nonlocal stretch, tokens, seconds
+            tokens, seconds = tokens + stretch.tokens, seconds + stretch.seconds
+            self.log.step(step, stretch.numbers(self.peak * self.group.size))
+            stretch = _Stretch()
+
         with _signals() as signalled, ThreadPoolExecutor(1) as ahead:
             stop = False
             begin = step < config.steps and not early
@@ -288,9 +239,7 @@ class _Loop:
                 step += 1
                 stretch.seconds += time.perf_counter() - began
                 if step % config.log_every == 0 or not more or stop:
-                    tokens, seconds = tokens + stretch.tokens, seconds + stretch.seconds
-                    self.log.step(step, stretch.numbers(self.peak * self.group.size))
-                    stretch = _Stretch()
+                    log_stretch()
                 evaluation = None
                 if not more or (config.evaluate_every and step % config.evaluate_every == 0):
                     evaluation = last = self._evaluate(step)
@@ -300,8 +249,7 @@ class _Loop:
                     self._save(step, evaluation)
             if stretch.steps:
                 # Patience ended between two lines.
-                tokens, seconds = tokens + stretch.tokens, seconds + stretch.seconds
-                self.log.step(step, stretch.numbers(self.peak * self.group.size))
+                log_stretch()
         return Run(
             step=step,
             steps=config.steps,

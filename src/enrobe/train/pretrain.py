@@ -5,7 +5,6 @@ Legend: T tokens, M masked positions.
 
 import glob
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from enrobe import checkpoint, hub
-from enrobe.atomic import check_new
+from enrobe.atomic import check_new, replace_folder
 from enrobe.config import EncoderConfig, HeadConfig
 from enrobe.data.corpus import Corpus, SourceInfo, build
 from enrobe.data.masking import Masker, MaskingConfig
@@ -31,9 +30,10 @@ from enrobe.text.tokenizer import Tokenizer
 from enrobe.train.curves import draw
 from enrobe.train.group import Group
 from enrobe.train.log import LOG
-from enrobe.train.loop import Evaluation, Micro, Run, fit
+from enrobe.train.loop import Run, fit
 from enrobe.train.losses import masked_lm_loss
 from enrobe.train.recipe import PretrainRecipe, ShapeTable, as_values
+from enrobe.train.work import Evaluation, Micro, encoder_flops, micro_batches, model_arrays, say
 
 # Held-out data is masked as BERT was trained, whatever a run trains with: figures compare.
 _HELDOUT = MaskingConfig(rate=0.15)
@@ -112,12 +112,7 @@ def _result(folder: Path, work: "MaskedLM", ended: Run, group: Group) -> Pretrai
     target = folder / "model"
     if ended.finished and group.first:
         # A run that went on for more steps has an older one there.
-        old = folder / ".model"
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            target.rename(old)
-        work.write(target)
-        shutil.rmtree(old, ignore_errors=True)
+        replace_folder(target, work.write)
         # A picture is worth no failure at the end of a long run.
         with suppress(MissingExtraError, OSError):
             draw([folder / LOG], folder / "curve.png")
@@ -236,12 +231,7 @@ def _heldout(name: str) -> str:
 
 def _report(info: SourceInfo) -> None:
     if info.unreadable:
-        import sys
-
-        print(
-            f"enrobe: {info.name}: {info.unreadable} documents left out ({info.reason})",
-            file=sys.stderr,
-        )
+        say(f"{info.name}: {info.unreadable} documents left out ({info.reason})")
 
 
 # --- the work ---------------------------------------------------------------------------------
@@ -304,7 +294,8 @@ class MaskedLM:
         progress: float,
     ) -> list[Micro]:
         out = []
-        for group in _groups([len(row) for row in rows], self._train.micro_tokens):
+        lengths = [len(row) for row in rows]
+        for group in micro_batches(lengths, self._train.micro_tokens, most_rows=_MASKED_ROWS):
             batch = Ragged.from_rows([rows[i] for i in group])
             masked = masker(
                 batch, [numbers[i] for i in group], [epochs[i] for i in group], progress=progress
@@ -314,11 +305,16 @@ class MaskedLM:
                 Micro(
                     batch=Ragged(masked.ids, batch.offsets, batch.types),
                     counts={"masked": count},
-                    flops=3 * forward_flops(self._config, batch.lengths, count),
+                    flops=3 * self._flops(batch.lengths, count),
                     arrays={"positions": masked.positions, "targets": masked.targets},
                 )
             )
         return out
+
+    def _flops(self, lengths: Ids, masked: int) -> float:
+        hidden = self._config.hidden_size
+        head = 2 * masked * hidden * (hidden + self._config.vocab_size)
+        return encoder_flops(self._config, lengths, read=masked) + head
 
     def _measured(self, rows: Rows, most: int, masker: Masker) -> list[Micro]:
         count = min(most, len(rows))
@@ -366,14 +362,11 @@ class MaskedLM:
 
     def write(self, folder: Path) -> None:
         """See `Work.write`."""
-        tensors: dict[str, Any] = {
-            name: tensor.detach().cpu().numpy() for name, tensor in self.model.state_dict().items()
-        }
         checkpoint.write(
             folder,
             config=self._config,
             heads=self.model.head_configs,
-            tensors=tensors,
+            tensors=model_arrays(self.model),
             tokenizer_folder=self._tokenizer_folder,
         )
 
@@ -388,32 +381,3 @@ class MaskedLM:
             for name in self.model.state_dict()
         }
         self.model.load_state_dict(values)
-
-
-def _groups(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Rows in their order, in groups of at most `budget` tokens, or of one row."""
-    groups: list[list[int]] = []
-    tokens = 0
-    for index, length in enumerate(lengths):
-        if not groups or tokens + length > budget or len(groups[-1]) == _MASKED_ROWS:
-            groups.append([])
-            tokens = 0
-        groups[-1].append(index)
-        tokens += length
-    return groups
-
-
-def forward_flops(config: EncoderConfig, lengths: Ids, masked: int) -> float:
-    """Operations of the forward pass's matrix products; a product of (a, b) and (b, c) is 2abc.
-
-    The last layer's queries, output and feed-forward are run at the masked positions alone.
-    """
-    tokens = float(lengths.sum())
-    hidden, wide = config.hidden_size, config.intermediate_size
-    full, last = config.num_layers - 1, masked
-    pairs = float((lengths.astype(np.float64) ** 2).sum())
-    rest = 2 * hidden * hidden + 2 * hidden * wide
-    layers = full * tokens * (2 * hidden * hidden + rest) + tokens * 2 * hidden * hidden
-    attention = 2 * hidden * pairs * (full + masked / tokens)
-    head = masked * (hidden * hidden + hidden * config.vocab_size)
-    return 2 * (layers + last * rest + attention + head)

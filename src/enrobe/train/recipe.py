@@ -173,6 +173,21 @@ class PretrainRecipe:
             )
 
 
+def given(
+    recipe: "str | os.PathLike[str] | Recipe", kind: type[Recipe], changes: Sequence[str]
+) -> Recipe:
+    """A recipe's values, which may be there already.
+
+    Raises:
+        CallError: as `read_recipe`; changes of what is no file.
+    """
+    if not isinstance(recipe, kind):
+        return read_recipe(Path(recipe), kind, changes)  # type: ignore[arg-type]
+    if changes:
+        raise CallError("changes replace what a file says; fix: dataclasses.replace")
+    return recipe
+
+
 def read_recipe(path: Path, kind: type[Recipe], changes: Sequence[str] = ()) -> Recipe:
     """Read a recipe; relative paths in it are relative to its folder.
 
