@@ -35,21 +35,69 @@ Words = Annotated[list[str] | None, Parameter(consume_multiple=True, negative=()
 Files = Annotated[list[Path] | None, Parameter(consume_multiple=True, negative=())]
 Column = Annotated[str | None, Parameter(name="--text")]
 Columns = Annotated[str, Parameter(name="--text")]
-Listed = Annotated[str | None, Parameter(allow_leading_hyphen=True)]
+
+# Options that several verbs have; those of one verb are told in its docstring.
+ModelOption = Annotated[
+    str | None,
+    Parameter(
+        help="A folder, a built-in name or a hub id; else $ENROBE_MODEL or the built-in model."
+    ),
+]
+ModelName = Annotated[str, Parameter(help="A folder, a built-in name or a hub id.")]
+JsonLines = Annotated[bool, Parameter(negative=(), help="JSON lines on a terminal too.")]
+JsonObject = Annotated[bool, Parameter(negative=(), help="One JSON object on a terminal too.")]
+TextInput = Annotated[
+    str | None, Parameter(help="A file of texts: txt, jsonl, csv, tsv, parquet; gz and xz of them.")
+]
+TextColumn = Annotated[
+    str | None,
+    Parameter(
+        name="--text", help="The column that holds the text; standard input is then JSON lines."
+    ),
+]
+LinesOutput = Annotated[
+    str | None, Parameter(help="A file for the answers, as JSON lines; else standard output.")
+]
+OnDevice = Annotated[Device, Parameter(help="cuda needs PyTorch.")]
+Pool = Annotated[
+    str | None,
+    Parameter(
+        help="cls, mean, max, mean_sqrt_len, or several (cls,mean); else what the "
+        "folder says, or mean."
+    ),
+]
+Layers = Annotated[
+    str | None,
+    Parameter(allow_leading_hyphen=True, help="Layers to average, such as -1,-2; else the last."),
+]
+Normalize = Annotated[
+    bool | None, Parameter(help="Vectors of length 1; else what the folder says.")
+]
+Resume = Annotated[bool, Parameter(negative=(), help="Go on from the last complete checkpoint.")]
+LabelColumns = Annotated[
+    str | None, Parameter(help="The label's column; for multilabel also several of 0 and 1: A,B,C.")
+]
+TaskColumns = Annotated[
+    str | None,
+    Parameter(
+        name="--text",
+        help="The text column, or the two of a pair: A,B; else what the file leaves no doubt of.",
+    ),
+]
 
 
 @app.command
 def fill(
     *text: str,
-    model: str | None = None,
+    model: ModelOption = None,
     top_k: int = 5,
     target: Words = None,
     joint: Switch = False,
     max_pieces: int = 1,
-    input: str | None = None,
-    column: Column = None,
-    output: str | None = None,
-    json: Switch = False,
+    input: TextInput = None,
+    column: TextColumn = None,
+    output: LinesOutput = None,
+    json: JsonLines = False,
 ) -> int:
     """Fill the masks of texts with the likeliest words.
 
@@ -57,8 +105,6 @@ def fill(
     ----------
     text
         Texts with <mask> (or [MASK], as the model has it); "-" reads standard input.
-    model
-        A folder, a built-in name or a hub id; else $ENROBE_MODEL or the built-in model.
     top_k
         Candidates a mask.
     target
@@ -67,14 +113,6 @@ def fill(
         Fill all masks of a text together, too.
     max_pieces
         Words of one to this many pieces.
-    input
-        A file of texts: txt, jsonl, csv, tsv, parquet; gz and xz of them.
-    column
-        The column that holds the text; standard input is then JSON lines.
-    output
-        A file for the answers, as JSON lines; else standard output.
-    json
-        JSON lines on a terminal too.
     """
     loaded = enrobe.load(model)
 
@@ -91,12 +129,12 @@ def fill(
 @app.command
 def score(
     *text: str,
-    model: str | None = None,
+    model: ModelOption = None,
     method: Method = "plain",
-    input: str | None = None,
-    column: Column = None,
-    output: str | None = None,
-    json: Switch = False,
+    input: TextInput = None,
+    column: TextColumn = None,
+    output: LinesOutput = None,
+    json: JsonLines = False,
 ) -> int:
     """Say how likely the model finds each text (pseudo-log-likelihood, natural log).
 
@@ -104,18 +142,8 @@ def score(
     ----------
     text
         Texts; "-" reads standard input.
-    model
-        A folder, a built-in name or a hub id; else $ENROBE_MODEL or the built-in model.
     method
         within_word masks the later pieces of a token's word too.
-    input
-        A file of texts: txt, jsonl, csv, tsv, parquet; gz and xz of them.
-    column
-        The column that holds the text; standard input is then JSON lines.
-    output
-        A file for the answers, as JSON lines; else standard output.
-    json
-        JSON lines on a terminal too.
     """
     loaded = enrobe.load(model)
 
@@ -129,13 +157,13 @@ def score(
 
 @app.command
 def predict(
-    model: str,
+    model: ModelName,
     input: str,
     *,
-    output: str | None = None,
+    output: LinesOutput = None,
     head: str | None = None,
     columns: Column = None,
-    json: Switch = False,
+    json: JsonLines = False,
 ) -> int:
     """Label the rows of a file with a model's heads, in their order and in constant memory.
 
@@ -143,19 +171,13 @@ def predict(
 
     Parameters
     ----------
-    model
-        A folder, a built-in name or a hub id.
     input
         Rows: txt, jsonl, csv, tsv, json, conll, conllu, parquet; gz and xz; "-": standard input.
-    output
-        A file for the answers, as JSON lines; else standard output.
     head
         The head, where the model has several and one is wanted.
     columns
         The text column, or the two of a pair (A,B), or question and context; else those that the
         head was trained on. Standard input is JSON lines then.
-    json
-        JSON lines on a terminal too.
     """
     from enrobe.console_predict import predict_rows
     from enrobe.tasks.predict_file import FilePredictor
@@ -166,16 +188,8 @@ def predict(
 
 
 @app.command
-def info(model: str | None = None, *, json: Switch = False) -> int:
-    """Tell what a model is: family, sizes, heads, memory, tokenizer, and what was not read.
-
-    Parameters
-    ----------
-    model
-        A folder, a built-in name or a hub id; else $ENROBE_MODEL or the built-in model.
-    json
-        One JSON object on a terminal too.
-    """
+def info(model: ModelOption = None, *, json: JsonObject = False) -> int:
+    """Tell what a model is: family, sizes, heads, memory, tokenizer, and what was not read."""
     console.show_facts(model_info(model), as_json=json)
     return 0
 
@@ -184,13 +198,13 @@ def info(model: str | None = None, *, json: Switch = False) -> int:
 def data(
     *file: Path,
     dev: Files = None,
-    columns: Column = None,
-    label: str | None = None,
+    columns: TaskColumns = None,
+    label: LabelColumns = None,
     kind: Annotated[Kind | None, Parameter(name=["--kind", "--task"])] = None,
     format: str | None = None,
     names: Annotated[str | None, Parameter(name="--columns")] = None,
     model: str | None = None,
-    json: Switch = False,
+    json: JsonObject = False,
 ) -> int:
     """Look at labelled files before anything is trained on them.
 
@@ -203,10 +217,6 @@ def data(
         Training files: csv, tsv, jsonl, json (SQuAD's too), conll, conllu, txt, parquet; gz and xz.
     dev
         Files to be measured on.
-    columns
-        The text column, or the two of a pair: A,B; else what the file leaves no doubt of.
-    label
-        The label's column; for multilabel also several of 0 and 1: A,B,C.
     kind
         What the label is made for.
     format
@@ -215,8 +225,6 @@ def data(
         Names for the columns of a file without a header: A,B,C.
     model
         Whose tokens are counted; else $ENROBE_MODEL or the built-in model.
-    json
-        One JSON object on a terminal too.
     """
     from enrobe.tasks.data_report import report_data
 
@@ -258,19 +266,19 @@ def embed(
     *files: str,
     output: Path,
     input: Annotated[str | None, Parameter(show=False)] = None,
-    model: str | None = None,
-    pool: str | None = None,
-    layers: Listed = None,
-    normalize: bool | None = None,
+    model: ModelOption = None,
+    pool: Pool = None,
+    layers: Layers = None,
+    normalize: Normalize = None,
     prompt: str | None = None,
     truncate_dim: int | None = None,
     long: Long = "window",
-    column: Column = None,
+    column: TextColumn = None,
     precision: WrittenPrecision = "float32",
     resume: Switch = False,
     workers: int = 1,
-    device: Device = "auto",
-    json: Switch = False,
+    device: OnDevice = "auto",
+    json: JsonObject = False,
 ) -> int:
     """Write a vector for every row of files, in their order and in constant memory.
 
@@ -282,32 +290,18 @@ def embed(
         Files, or folders of them: txt, jsonl, csv, tsv, parquet; gz and xz; "-": standard input.
     output
         The file to write: .npy, .safetensors, .jsonl or .parquet. FILE.json tells of what.
-    model
-        A folder, a built-in name or a hub id; else $ENROBE_MODEL or the built-in model.
-    pool
-        cls, mean, max, mean_sqrt_len, or several (cls,mean); else what the folder says, or mean.
-    layers
-        Layers to average, such as -1,-2; else the last.
-    normalize
-        Vectors of length 1; else what the folder says.
     prompt
         A name among the folder's prompts, or a prefix for every text.
     truncate_dim
         Leading numbers to keep.
     long
         What is longer than the model: in windows, cut, or an error.
-    column
-        The column that holds the text; standard input is then JSON lines.
     precision
         Of the written numbers; int8 has a scale a row, and no place in an npy file.
     resume
         Go on with a job that was interrupted; it has the same model, options and input.
     workers
         Processes, each with its share of the cores; the result is the same.
-    device
-        cuda needs PyTorch.
-    json
-        One JSON object on a terminal too.
     """
     from enrobe.tasks.bulk import embed_files
 
@@ -341,7 +335,7 @@ def search(
     prompt: str | None = None,
     texts: str | None = None,
     column: Column = None,
-    json: Switch = False,
+    json: JsonLines = False,
 ) -> int:
     """Find the rows of a file by `enrobe embed` that are most like each query: exact, all compared.
 
@@ -361,8 +355,6 @@ def search(
         Where the texts of an npy or safetensors file are; else where FILE.json says.
     column
         The column of --texts that holds them.
-    json
-        JSON lines on a terminal too.
     """
     from enrobe.tasks.search_file import search as search_file
 
@@ -375,18 +367,18 @@ def search(
 
 @app.command
 def evaluate(
-    model: str,
+    model: ModelName,
     data: Path,
     *,
     head: str | None = None,
     task: EvaluateTask | None = None,
     columns: Column = None,
     label: str | None = None,
-    pool: str | None = None,
-    layers: Listed = None,
-    normalize: bool | None = None,
-    device: Device = "auto",
-    json: Switch = False,
+    pool: Pool = None,
+    layers: Layers = None,
+    normalize: Normalize = None,
+    device: OnDevice = "auto",
+    json: JsonObject = False,
 ) -> int:
     """Score a model on a file, with bootstrap intervals.
 
@@ -398,8 +390,6 @@ def evaluate(
 
     Parameters
     ----------
-    model
-        A folder, a built-in name or a hub id.
     data
         A file of rows: csv, tsv, jsonl (gz and xz of them) or parquet; for a head also json
         (SQuAD's too), conll and conllu.
@@ -411,16 +401,6 @@ def evaluate(
         The text columns: A,B; of a head those that it was trained on.
     label
         The label's column, else what the file leaves no doubt of; for sts the scores.
-    pool
-        cls, mean, max, mean_sqrt_len, or several (cls,mean); else what the folder says, or mean.
-    layers
-        Layers to average, such as -1,-2; else the last.
-    normalize
-        Vectors of length 1; else what the folder says.
-    device
-        cuda needs PyTorch.
-    json
-        One JSON object on a terminal too.
     """
     from enrobe.evaluate.files import evaluate_file, evaluate_head
     from enrobe.evaluate.similarity import Embedding
@@ -459,9 +439,9 @@ def layers(
     columns: Columns,
     label: str,
     output: Path,
-    model: str | None = None,
-    device: Device = "auto",
-    json: Switch = False,
+    model: ModelOption = None,
+    device: OnDevice = "auto",
+    json: JsonObject = False,
 ) -> int:
     """Find the layer and pooling that know most about a task: a score for each, as table and curve.
 
@@ -481,12 +461,6 @@ def layers(
         The column of labels.
     output
         The folder to write (layers.json, layers.md, layers.png); it must not exist, or be empty.
-    model
-        A folder, a built-in name or a hub id; else $ENROBE_MODEL or the built-in model.
-    device
-        cuda needs PyTorch.
-    json
-        One JSON object on a terminal too.
     """
     from enrobe.evaluate.layers_folder import write_layers
 
@@ -506,7 +480,7 @@ def layers(
 
 @app.command
 def pretrain(
-    recipe: Path, *, resume: Switch = False, set: Words = None, json: Switch = False
+    recipe: Path, *, resume: Resume = False, set: Words = None, json: JsonObject = False
 ) -> int:
     """Pretrain a masked language model on text files, or adapt one to a domain.
 
@@ -516,12 +490,8 @@ def pretrain(
     ----------
     recipe
         A TOML file; docs/pretraining.md has every key.
-    resume
-        Go on from the last complete checkpoint.
     set
         KEY=VALUE in place of what the recipe says, for instance train.steps=100.
-    json
-        One JSON object on a terminal too.
     """
     from enrobe.train.api import pretrain as run_pretrain
 
@@ -537,13 +507,13 @@ def finetune(
     task: Kind | None = None,
     train: Files = None,
     dev: Files = None,
-    columns: Column = None,
-    label: str | None = None,
-    model: str | None = None,
+    columns: TaskColumns = None,
+    label: LabelColumns = None,
+    model: ModelOption = None,
     output: Path | None = None,
-    resume: Switch = False,
+    resume: Resume = False,
     set: Words = None,
-    json: Switch = False,
+    json: JsonObject = False,
 ) -> int:
     """Fine-tune a model for one task or for several: a recipe, or one task by options.
 
@@ -559,20 +529,10 @@ def finetune(
         Files to learn from: csv, tsv, jsonl, json (SQuAD's too), conll, parquet; gz and xz.
     dev
         Files to be measured on; else a tenth of the rows is split off.
-    columns
-        The text column, or the two of a pair: A,B; else what the file leaves no doubt of.
-    label
-        The label's column; for multilabel also several of 0 and 1: A,B,C.
-    model
-        A folder, a built-in name or a hub id; else $ENROBE_MODEL or the built-in model.
     output
         A new folder.
-    resume
-        Go on from the last complete checkpoint.
     set
         KEY=VALUE in place of what the recipe or the default says, for instance epochs=1.
-    json
-        One JSON object on a terminal too.
     """
     from enrobe.train.api import finetune as run_finetune
     from enrobe.train.api import finetune_files
