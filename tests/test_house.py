@@ -25,7 +25,7 @@ FLOORS = (
     ("settings", "weights", "manifest"),
     ("dialects",),
     ("config",),
-    ("atomic",),
+    ("atomic", "workers"),
     ("errors",),
 )
 

@@ -24,7 +24,6 @@ import re
 import shutil
 import signal
 import struct
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -42,6 +41,7 @@ from enrobe.data.readers import Row, Source
 from enrobe.errors import CallError, TextError, show
 from enrobe.text.ragged import row_offsets
 from enrobe.text.tokenizer import Tokenizer
+from enrobe.workers import end_with_parent
 
 FORMAT = 1
 TOKENS, ENDS, RECORD, MANIFEST = "tokens.bin", "ends.bin", "shard.json", "manifest.json"
@@ -401,15 +401,7 @@ def _start_worker(tokenizer: Tokenizer) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # Ctrl-C reaches the workers, too: they end without a traceback each.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    """A worker that outlived a killed build would get into the way of the next one."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    end_with_parent()
 
 
 def _work(job: _Job) -> tuple[Path, SourceInfo]:

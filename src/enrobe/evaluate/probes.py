@@ -19,6 +19,7 @@ from enrobe.engines.base import BUDGET, Array, Request
 from enrobe.errors import CallError, EnrobeError, MissingExtraError, TextError
 from enrobe.evaluate.similarity import Progress
 from enrobe.sentence_folder import PoolName
+from enrobe.tasks.embed import longest_row
 from enrobe.tasks.model import Model
 from enrobe.tasks.parts import Cutter
 from enrobe.tasks.pooling import Pooling
@@ -40,8 +41,8 @@ def pooled_layers(model: Model, texts: Sequence[str]) -> tuple[Array, dict[int, 
     """
     config, settings = model.config, model.sentence
     tokenizer = model.tokenizer.lower_cased() if settings.lower_case else model.tokenizer
-    limit = max(settings.max_tokens or config.max_tokens, tokenizer.frame_size + 1)
-    cutter = Cutter(tokenizer=tokenizer, limit=min(config.max_tokens, limit), long="window")
+    limit = longest_row(config, tokenizer, settings)
+    cutter = Cutter(tokenizer=tokenizer, limit=limit, long="window")
     failed: dict[int, TextError] = {}
     parts = []
     for number, ids in enumerate(tokenizer.ids(texts)):

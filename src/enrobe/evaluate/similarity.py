@@ -25,6 +25,7 @@ from enrobe.evaluate.metrics import pearson, spearman
 from enrobe.evaluate.retrieval import Found, found
 from enrobe.sentence_folder import PoolName, SimilarityName
 from enrobe.tasks.calls import Errors, check_errors, raise_error
+from enrobe.tasks.embed import EmbedOptions
 from enrobe.tasks.model import Model
 from enrobe.tasks.pooling import normalize, similarity
 
@@ -218,18 +219,18 @@ def _embedded(
 ) -> tuple[Array, str | None]:
     """Vectors, and the first error; the rows of texts with an error are NaN."""
     check_errors(errors)
-    options = embedding or {}
+    options = EmbedOptions(**(embedding or {}))
     blocks: list[Array] = []
     error: str | None = None
     if progress is not None:
         progress(0, 0, 0.0)
     for start in range(0, len(texts), _CHUNK):
         part = texts[start : start + _CHUNK]
-        block = model.embed(part, errors="collect", **options)
+        block, failed = model.try_embed(part, options)
         for index in np.flatnonzero(np.isnan(block).any(axis=1)).tolist():
             block[index] = np.nan
             if error is None or errors == "raise":
-                found_error = _error_of(model, part[index], options)
+                found_error = failed.get(index) or TextError("the model gives NaN for it")
                 if errors == "raise":
                     raise_error(start + index, found_error, len(texts))
                 error = str(found_error)
@@ -237,14 +238,6 @@ def _embedded(
         if progress is not None:
             progress(start + len(part), 0, (start + len(part)) / len(texts))
     return np.concatenate(blocks), error
-
-
-def _error_of(model: Model, text: str, options: Embedding) -> TextError:
-    try:
-        model.embed(text, **options)
-    except TextError as error:
-        return error
-    return TextError("the model gives NaN for it")
 
 
 def _check_left(good: npt.NDArray[np.bool_], error: str | None) -> None:

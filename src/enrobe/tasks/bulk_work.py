@@ -6,7 +6,6 @@ Legend: N rows, D numbers of a vector.
 import multiprocessing
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,10 +18,12 @@ from typing import Any
 import numpy as np
 
 from enrobe.engines.base import Engine, Outputs, Request
-from enrobe.errors import CallError, TextError
+from enrobe.errors import CallError
+from enrobe.tasks.embed import EmbedOptions
 from enrobe.tasks.model import Device, EngineName, load
 from enrobe.tasks.vector_files import Item, Layout, encode
 from enrobe.text.ragged import Ids, Ragged
+from enrobe.workers import end_with_parent
 
 Shard = Sequence[tuple[int, Item]]
 """(number of the input, row) of each row."""
@@ -71,10 +72,10 @@ class Embedder:
         """Load the model, and check the options."""
         self._model = load(work.folder, engine=work.engine, device=work.device)
         self._counter = self._model.engine = _Counting(self._model.engine)
-        self._options = work.options
+        self._options = EmbedOptions(**work.options)
         self.engine = self._counter.name
         self.similarity = self._model.sentence.similarity
-        self.width: int = self._model.embed([], **self._options).shape[1]
+        self.width: int = self._model.try_embed([], self._options)[0].shape[1]
 
     def run(self, layout: Layout, first: int, items: Sequence[Item]) -> Done:
         """One shard; first: the number of its first row in the output."""
@@ -84,19 +85,10 @@ class Embedder:
         vectors_ND = np.full((len(items), layout.width), np.nan, np.float32)
         if good:
             texts = [items[n].text for n in good]
-            vectors_ND[good] = self._model.embed(texts, **self._options, errors="collect")
-        for n in good:
-            if np.isnan(vectors_ND[n]).any() and (error := self._error(items[n].text)):
-                errors[n] = error
-        files, failed = encode(layout, first, items, vectors_ND, errors)
-        return Done(files=files, failed=failed, tokens=self._counter.tokens - before)
-
-    def _error(self, text: str) -> str | None:
-        try:
-            self._model.embed(text, **self._options)
-        except TextError as error:
-            return str(error)
-        return None
+            vectors_ND[good], failed = self._model.try_embed(texts, self._options)
+            errors |= {good[n]: str(error) for n, error in failed.items()}
+        files, wrong = encode(layout, first, items, vectors_ND, errors)
+        return Done(files=files, failed=wrong, tokens=self._counter.tokens - before)
 
 
 def run_shards(
@@ -159,7 +151,7 @@ def _start_worker(work: Work, layout: Layout, workers: int, started: "Synchroniz
     global _embedder, _layout
     # Ctrl-C reaches the workers, too; it is for the process that started them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    end_with_parent()
     with started.get_lock():
         number = started.value
         started.value += 1
@@ -168,14 +160,6 @@ def _start_worker(work: Work, layout: Layout, workers: int, started: "Synchroniz
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, cores[number::workers] or [cores[number % len(cores)]])
     _embedder, _layout = Embedder(work), layout
-
-
-def _die_with_parent() -> None:
-    """A worker that outlived a killed job would take the cores from the one that goes on."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _work(first: int, items: Sequence[Item]) -> Done:

@@ -189,8 +189,7 @@ def _plan(
     if cut is not None and cut > width:
         raise CallError(f"truncate_dim is {cut}; the vectors have {width} numbers")
     prompt = choose_prompt(options.prompt, settings)
-    limit = min(config.max_tokens, settings.max_tokens or config.max_tokens)
-    limit = max(limit, tokenizer.frame_size + 1)
+    limit = longest_row(config, tokenizer, settings)
     return _Plan(
         pools=pools,
         layers=layers,
@@ -206,6 +205,12 @@ def _plan(
             pool_prompt=settings.include_prompt,
         ),
     )
+
+
+def longest_row(config: EncoderConfig, tokenizer: Tokenizer, settings: SentenceSettings) -> int:
+    """The longest row in tokens: the folder's length, else the model's; room for one at least."""
+    limit = min(config.max_tokens, settings.max_tokens or config.max_tokens)
+    return max(limit, tokenizer.frame_size + 1)
 
 
 def _prompt_ids(prompt: str, tokenizer: Tokenizer, limit: int, *, special: bool) -> Ids:

@@ -211,12 +211,16 @@ class Model(HeadMethods):
             special=special,
         )
         check_errors(errors)
-        vectors, failed = embedding.embed(
-            self.engine, self._sentence_tokenizer, self.sentence, given, options
-        )
+        vectors, failed = self.try_embed(given, options)
         if failed and errors == "raise":
             raise_error(min(failed), failed[min(failed)], len(given))
         return vectors
+
+    def try_embed(
+        self, texts: Sequence[str], options: embedding.EmbedOptions
+    ) -> tuple[Array, dict[int, TextError]]:
+        """`embed` with each error beside its text's number; the rows of these are NaN."""
+        return embedding.embed(self.engine, self._sentence_tokenizer, self.sentence, texts, options)
 
     def embed_spans(
         self,
