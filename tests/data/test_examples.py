@@ -299,7 +299,7 @@ REAL: list[tuple[str, Any, Any, Any, int, int]] = [
 def test_real_files(name: str, kind: Any, text: Any, label: Any, count: int, labels: int) -> None:
     path = SHARED / "data" / name
     if not path.is_file():
-        pytest.skip(f"no {path}")
+        pytest.skip(f"the real data is not on this machine ({path.name})")
     found = read(path, kind, text, label)
     assert (len(found), len(found.labels), found.bad, found.said) == (count, labels, (), ())
     assert all(row.label is not None for row in found)
@@ -311,7 +311,7 @@ def test_real_files(name: str, kind: Any, text: Any, label: Any, count: int, lab
 def test_published_test_files_have_no_labels() -> None:
     path = SHARED / "data/tydiqa_goldp/en.dev.jsonl.gz"
     if not path.is_file():
-        pytest.skip(f"no {path}")
+        pytest.skip(f"the real data is not on this machine ({path.name})")
     found = read(path, "answer", ("question", "context"), ())
     assert len(found) == 440 and all(row.label is None for row in found)
 

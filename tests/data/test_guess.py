@@ -266,5 +266,5 @@ REAL = [
 def test_real_files(name: str, kind: str, text: tuple[str, ...], label: tuple[str, ...]) -> None:
     path = SHARED / "data" / name
     if not path.is_file():
-        pytest.skip(f"no {path}")
+        pytest.skip(f"the real data is not on this machine ({path.name})")
     assert found(path) == (kind, text, label)

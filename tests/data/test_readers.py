@@ -45,7 +45,7 @@ def test_formats(pack: str, name: str, content: str, column: str | None, tmp_pat
 
 def test_parquet(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow", reason="the parquet extra is not installed")
-    pq = pytest.importorskip("pyarrow.parquet")
+    pq = pytest.importorskip("pyarrow.parquet", reason="the parquet extra is not installed")
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"id": [1, 2, 3], "text": ["one", None, "three"]}), path)
     found = rows(path)

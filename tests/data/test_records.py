@@ -74,7 +74,7 @@ def test_formats(name: str, content: str, packing: str, tmp_path: Path) -> None:
 
 def test_parquet(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow", reason="the parquet extra is not installed")
-    pq = pytest.importorskip("pyarrow.parquet")
+    pq = pytest.importorskip("pyarrow.parquet", reason="the parquet extra is not installed")
     rows = [{"words": ["a", "b"], "n": 1, "s": None}, {"words": [], "n": None, "s": "x\u2028y"}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     assert values(tmp_path / "a.parquet") == rows
@@ -450,7 +450,7 @@ REAL = [
 def test_real_files(name: str, count: int, columns: set[str]) -> None:
     path = SHARED / "data" / name
     if not path.is_file():
-        pytest.skip(f"no {path}")
+        pytest.skip(f"the real data is not on this machine ({path.name})")
     found = records(path)
     assert len(found) == count
     assert all(record.error is None and columns <= {*record.values} for record in found)

@@ -195,7 +195,7 @@ def test_what_cannot_be_trained(tmp_path: Path) -> None:
 def test_nli_by_premise() -> None:
     path = SHARED / "data/mnli_dev/all.jsonl.gz"
     if not path.is_file():
-        pytest.skip(f"no {path}")
+        pytest.skip(f"the real data is not on this machine ({path.name})")
     data = load_task(TaskConfig(kind="classify", train=(path,), group="premise"))
     assert not {row.text for row in data.train} & {row.text for row in data.dev}
     assert 970 <= len(data.dev) <= 990

@@ -61,7 +61,7 @@ def test_bad_rows_are_left_out_and_said(folder: Path, tmp_path: Path) -> None:
 
 
 def test_layers(folder: Path, scored: Path, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="the train extra is not installed")
     base = ("layers", "--model", str(folder), "--dev", str(scored), "--text", "a,b", "--label", "y")
     answer = run(*base, "--output", str(tmp_path / "one"))
     assert answer.returncode == 0, answer.stderr

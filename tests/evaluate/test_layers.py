@@ -103,7 +103,7 @@ def test_scored_pairs(model: enrobe.Model, scored: Path, monkeypatch: pytest.Mon
 def test_classes(
     model: enrobe.Model, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    linear = pytest.importorskip("sklearn.linear_model")
+    linear = pytest.importorskip("sklearn.linear_model", reason="the train extra is not installed")
     train, dev = files
     report = score_layers(model, train=train, dev=dev, text=["t"], label="y")
     assert (report.task, report.metric, report.train_rows, report.dev_rows) == (
@@ -140,7 +140,7 @@ def test_classes(
 
 
 def test_classes_of_pairs(model: enrobe.Model, tmp_path: Path) -> None:
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="the train extra is not installed")
     for name, seed in (("train", 1), ("dev", 2)):
         generator = np.random.default_rng(seed)
         with (tmp_path / f"{name}.csv").open("w") as file:
@@ -162,7 +162,7 @@ def test_classes_of_pairs(model: enrobe.Model, tmp_path: Path) -> None:
 def test_bad_rows_and_labels_that_train_lacks(
     model: enrobe.Model, files: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="the train extra is not installed")
     dev = tmp_path / "dev.jsonl"
     lines = ['{"t": "w5", "y": true}', '{"t": "w6"}', '{"t": "\\ud800", "y": true}']
     dev.write_text("\n".join([*lines, '{"t": "w5", "y": "maybe"}']))
@@ -193,7 +193,7 @@ def test_mistakes(
 
 
 def test_one_class_alone(model: enrobe.Model, files: tuple[Path, Path], tmp_path: Path) -> None:
-    pytest.importorskip("sklearn")
+    pytest.importorskip("sklearn", reason="the train extra is not installed")
     train = tmp_path / "train.csv"
     train.write_text("t,y\nw5,A\nw6,A\n")
     with pytest.raises(CallError, match="one class alone, 'A'"):
@@ -201,7 +201,7 @@ def test_one_class_alone(model: enrobe.Model, files: tuple[Path, Path], tmp_path
 
 
 def test_the_folder(model: enrobe.Model, scored: Path, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="the train extra is not installed")
     out = tmp_path / "layers"
     options: Any = {"name": "toy", "dev": scored, "text": ["a", "b"], "label": "y"}
     report = write_layers(model, out, **options)
