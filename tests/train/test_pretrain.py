@@ -294,9 +294,11 @@ def test_parts_of_a_batch_are_that_batch(files: Path, tmp_path: Path) -> None:
     for micro in parts.batch(0):
         assert len(micro.batch) == 1 or len(micro.batch.ids) <= 50
         assert micro.counts == {"masked": len(micro.arrays["targets"])}
-    # No batch is masked in more rows at once than is fast.
+    # More rows than are masked at once are one batch all the same.
     wide = work_of(files, tmp_path / "c", train__micro_tokens=10**6, train__batch_rows=600)
-    assert max(len(micro.batch) for micro in wide.batch(0)) <= 256
+    narrow = work_of(files, tmp_path / "d", train__micro_tokens=50, train__batch_rows=600)
+    assert len(wide.batch(0)) == 1
+    assert rows_seen(wide, 1) == rows_seen(narrow, 1)
 
 
 def test_sources_come_in_their_shares(files: Path, tmp_path: Path) -> None:

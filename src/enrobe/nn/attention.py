@@ -38,6 +38,8 @@ class Spans:
     most_queries: int
     most_keys: int
     # of one row
+    kernel: bool
+    # whether the device has the kernel for all rows at once: Ampere or later
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,7 +107,13 @@ def _spans(picks: Ids | None, restore: Ids, queries: Ids, keys: Ids, device: tor
         key_offsets=_offsets(keys, device),
         most_queries=int(queries.max()),
         most_keys=int(keys.max()),
+        # Asked here: torch.compile cannot look into the question.
+        kernel=_has_kernel(device),
     )
+
+
+def _has_kernel(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _offsets(lengths: Ids, device: torch.device) -> Tensor:
@@ -132,7 +140,7 @@ def attend(
     query_PND, key_TND, value_TND = (
         x.view(len(x), heads, -1) for x in (query_PH, key_TH, value_TH)
     )
-    if dropout == 0 and _fits_varlen(query_PND):
+    if dropout == 0 and spans.kernel and _fits_varlen(query_PND):
         # Imported here: the module is of use on CUDA alone.
         from torch.nn.attention.varlen import varlen_attn
 
@@ -152,14 +160,13 @@ def attend(
 
 
 def _fits_varlen(query_PND: Tensor) -> bool:
-    """The kernel's limits: half precision, whole vectors of 8 numbers, Ampere or later."""
+    """The kernel's limits: half precision, whole vectors of 8 numbers."""
     size = query_PND.shape[-1]
     return (
         query_PND.is_cuda
         and query_PND.dtype in (torch.float16, torch.bfloat16)
         and size % 8 == 0
         and size <= 256
-        and torch.cuda.get_device_capability(query_PND.device) >= (8, 0)
     )
 
 

@@ -6,7 +6,6 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from enrobe.errors import CallError, EnrobeError, ModelError, TrainError, nearest, show
+from enrobe.train.ahead import batches_ahead
 from enrobe.train.group import Group
 from enrobe.train.log import Log
 from enrobe.train.optim import Optimizer, OptimizerConfig
@@ -28,6 +28,7 @@ Device = Literal["auto", "cpu", "cuda"]
 # Settings that a run may be resumed with another value of: the steps done stay what they are.
 CHANGEABLE = (
     *("steps", "evaluate_every", "patience", "save_every", "log_every", "keep", "micro_tokens"),
+    "loaders",
     # where the data lie; what they are is known by its hashes
     *("files", "folder", "workers"),
 )
@@ -52,6 +53,8 @@ class TrainConfig(OptimizerConfig):
     device: Device = "auto"
     compile: bool | None = None
     # the layers, by torch.compile; None: on a GPU
+    loaders: int | None = None
+    # processes that prepare batches; None: 4 for a GPU; 0: a thread does it
     evaluate_every: int | None = None
     # steps between looks at held-out data; None: at the beginning and the end
     patience: int | None = None
@@ -72,6 +75,8 @@ class TrainConfig(OptimizerConfig):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise CallError(f"{name} is {show(value)}; allowed: 1 or more")
+        if self.loaders is not None and self.loaders < 0:
+            raise CallError(f"loaders is {show(self.loaders)}; allowed: 0 or more")
         for name, allowed in (("precision", get_args(Precision)), ("device", get_args(Device))):
             value = getattr(self, name)
             if value not in allowed:
@@ -205,8 +210,10 @@ class _Loop:
         self.best: float | None = None
         self.waited = 0
         cuda = group.device.type == "cuda"
+        self.loaders = config.loaders if config.loaders is not None else 4 * cuda
         self.half = config.precision == "bfloat16" or (config.precision == "auto" and cuda)
-        if config.compile or (config.compile is None and cuda):
+        self.compiled = config.compile or (config.compile is None and cuda)
+        if self.compiled:
             for layer in getattr(work.model, "layers", ()):
                 layer.compile()
         self.peak = _peak(group.device, self.half)
@@ -226,17 +233,16 @@ class _Loop:
             self.log.step(step, stretch.numbers(self.peak * self.group.size))
             stretch = _Stretch()
 
-        with _signals() as signalled, ThreadPoolExecutor(1) as ahead:
-            stop = False
-            begin = step < config.steps and not early
-            coming = ahead.submit(self.work.batch, step) if begin else None
-            while coming is not None and not (stop or early):
-                began = time.perf_counter()
-                micros = coming.result()
-                more = step + 1 < config.steps
-                coming = ahead.submit(self.work.batch, step + 1) if more else None
+        steps = range(step, step if early else config.steps)
+        with (
+            _signals() as signalled,
+            batches_ahead(self.work.batch, steps, self.loaders) as batches,
+        ):
+            began = time.perf_counter()
+            for micros in batches:
                 stop = self._step(step, micros, stretch, signalled)
                 step += 1
+                more = step < config.steps
                 stretch.seconds += time.perf_counter() - began
                 if step % config.log_every == 0 or not more or stop:
                     log_stretch()
@@ -247,6 +253,9 @@ class _Loop:
                 early = evaluation is not None and self._has_waited()
                 if best or stop or early or not more or step % config.save_every == 0:
                     self._save(step, evaluation)
+                if stop or early:
+                    break
+                began = time.perf_counter()
             if stretch.steps:
                 # Patience ended between two lines.
                 log_stretch()
@@ -333,7 +342,9 @@ class _Loop:
 
     def _evaluate(self, step: int) -> Evaluation:
         self.work.model.eval()
-        with torch.no_grad(), self._autocast():
+        # Not compiled: rows of other lengths and no gradient would be compiled anew, for seconds.
+        eager = torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
+        with torch.no_grad(), self._autocast(), eager:
             evaluation = self.work.evaluate()
         if evaluation.results:
             self.log.evaluation(step, evaluation.results)
@@ -427,7 +438,8 @@ def _peak(device: torch.device, half: bool) -> float:
     """This device's own matrix products, operations a second: the best of a few."""
     size = 8192 if device.type == "cuda" else 1024
     dtype = torch.bfloat16 if half else torch.float32
-    matrix = torch.ones(size, size, device=device, dtype=dtype)
+    # Random numbers: a GPU multiplies ones faster, since fewer bits change.
+    matrix = torch.randn(size, size, device=device).to(dtype)
     best = math.inf
     for _ in range(10):
         began = time.perf_counter()

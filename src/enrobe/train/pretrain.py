@@ -25,7 +25,7 @@ from enrobe.data.vocabulary import train_vocabulary
 from enrobe.errors import CallError, EnrobeError, MissingExtraError
 from enrobe.nn.encoder import sinusoidal_positions
 from enrobe.nn.heads import Model
-from enrobe.text.ragged import Ids, Ragged
+from enrobe.text.ragged import Ids, Ragged, row_offsets
 from enrobe.text.tokenizer import Tokenizer
 from enrobe.train.curves import draw
 from enrobe.train.group import Group
@@ -295,18 +295,31 @@ class MaskedLM:
     ) -> list[Micro]:
         out = []
         lengths = [len(row) for row in rows]
-        for group in micro_batches(lengths, self._train.micro_tokens, most_rows=_MASKED_ROWS):
-            batch = Ragged.from_rows([rows[i] for i in group])
-            masked = masker(
-                batch, [numbers[i] for i in group], [epochs[i] for i in group], progress=progress
-            )
-            count = len(masked.targets)
+        for group in micro_batches(lengths, self._train.micro_tokens):
+            ids, positions, targets, done = [], [], [], 0
+            for first in range(0, len(group), _MASKED_ROWS):
+                some = group[first : first + _MASKED_ROWS]
+                masked = masker(
+                    Ragged.from_rows([rows[i] for i in some]),
+                    [numbers[i] for i in some],
+                    [epochs[i] for i in some],
+                    progress=progress,
+                )
+                ids.append(masked.ids)
+                positions.append(masked.positions + done)
+                targets.append(masked.targets)
+                done += len(masked.ids)
+            offsets = row_offsets([lengths[i] for i in group])
+            count = sum(map(len, targets))
             out.append(
                 Micro(
-                    batch=Ragged(masked.ids, batch.offsets, batch.types),
+                    batch=Ragged(np.concatenate(ids), offsets, np.zeros(done, np.int64)),
                     counts={"masked": count},
-                    flops=3 * self._flops(batch.lengths, count),
-                    arrays={"positions": masked.positions, "targets": masked.targets},
+                    flops=3 * self._flops(np.diff(offsets), count),
+                    arrays={
+                        "positions": np.concatenate(positions),
+                        "targets": np.concatenate(targets),
+                    },
                 )
             )
         return out

@@ -74,15 +74,12 @@ def say(text: str) -> None:
     print(f"enrobe: {text}", file=sys.stderr, flush=True)
 
 
-def micro_batches(
-    lengths: Sequence[int], budget: int, *, most_rows: int | None = None
-) -> list[list[int]]:
+def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Rows in their order, in groups of at most `budget` tokens, or of one row.
 
     Args:
         lengths: of the rows, in tokens.
         budget: tokens that go through the model at once.
-        most_rows: rows that do; None: as many as fit.
 
     Returns:
         The numbers of the rows of each group.
@@ -90,7 +87,7 @@ def micro_batches(
     groups: list[list[int]] = []
     tokens = 0
     for index, length in enumerate(lengths):
-        if not groups or tokens + length > budget or len(groups[-1]) == most_rows:
+        if not groups or tokens + length > budget:
             groups.append([])
             tokens = 0
         groups[-1].append(index)
