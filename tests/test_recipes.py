@@ -8,13 +8,17 @@ import pytest
 
 import enrobe
 from enrobe import hub
-from enrobe.train.finetune_recipe import FinetuneRecipe
+from enrobe.data.examples import TaskConfig
+from enrobe.train.distil_recipe import DistilCorpus, DistilHeads, DistilTexts, kind_of
+from enrobe.train.finetune_recipe import FinetuneRecipe, FinetuneTable
 from enrobe.train.recipe import PretrainRecipe, read_recipe
 
 ROOT = Path(__file__).parents[1]
 ALL = sorted((ROOT / "recipes").glob("*.toml"))
-FINETUNE = [path for path in ALL if "tasks" in tomllib.loads(path.read_text("utf-8"))]
-RECIPES = [path for path in ALL if path not in FINETUNE]
+DISTIL = [path for path in ALL if "teacher" in tomllib.loads(path.read_text("utf-8"))]
+OF_LABELS = [path for path in ALL if "tasks" in tomllib.loads(path.read_text("utf-8"))]
+FINETUNE = [path for path in OF_LABELS if path not in DISTIL]
+RECIPES = [path for path in ALL if path not in (*FINETUNE, *DISTIL)]
 
 
 @pytest.fixture(scope="module")
@@ -73,21 +77,55 @@ def toy_row(name: str, kind: str, number: int) -> object:
     return {**labels, "regress": float(number)}[kind]
 
 
-@pytest.mark.parametrize("path", FINETUNE, ids=lambda path: path.stem)
-def test_a_recipe_for_labels_runs(path: Path, tmp_path: Path) -> None:
-    asked = read_recipe(path, FinetuneRecipe)
+def toy_labels(tasks: dict[str, TaskConfig], folder: Path) -> list[str]:
+    """Changes that have tasks read a file of toy rows."""
     rows = [
         {
-            **{task.text[0]: ["this", "is", f"number{n}"] for task in asked.tasks.values()},
-            **{t.label[0]: toy_row(name, t.kind, n) for name, t in asked.tasks.items()},
+            **{task.text[0]: ["this", "is", f"number{n}"] for task in tasks.values()},
+            **{t.label[0]: toy_row(name, t.kind, n) for name, t in tasks.items()},
         }
         for n in range(12)
     ]
-    file = tmp_path / "rows.jsonl"
+    file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    changes = [
-        f'tasks.{name}.{part} = "{file}"' for name in asked.tasks for part in ("train", "dev")
-    ]
+    return [f'tasks.{name}.{part} = "{file}"' for name in tasks for part in ("train", "dev")]
+
+
+@pytest.mark.parametrize("path", FINETUNE, ids=lambda path: path.stem)
+def test_a_recipe_for_labels_runs(path: Path, tmp_path: Path) -> None:
+    asked = read_recipe(path, FinetuneRecipe)
+    changes = toy_labels(asked.tasks, tmp_path)
     result = enrobe.finetune(path, changes=[*changes, f'output = "{tmp_path / "run"}"', "epochs=1"])
     assert result.finished and set(result.scores) == set(asked.tasks)
     assert set(enrobe.load(result.model).engine.heads) == set(asked.tasks)
+
+
+@pytest.mark.parametrize("path", DISTIL, ids=lambda path: path.stem)
+def test_a_recipe_for_distilling_runs(path: Path, text: Path, tmp_path: Path) -> None:
+    """With the built-in model for a teacher, or fine-tuned on toy rows."""
+    asked = read_recipe(path, kind_of)
+    changes = [f'output = "{tmp_path / "run"}"']
+    if isinstance(asked, DistilHeads):
+        changes += toy_labels(asked.tasks, tmp_path)
+        tasks = read_recipe(path, kind_of, changes).finetuning().tasks  # type: ignore[attr-defined]
+        table = FinetuneTable(epochs=1)
+        teacher = enrobe.finetune(
+            FinetuneRecipe(
+                output=tmp_path / "teacher", tasks=tasks, model="enrobe-tiny", train=table
+            )
+        )
+        changes += [f'teacher = "{teacher.model}"', "epochs = 1"]
+    else:
+        changes += ["train.steps = 2", "train.batch_rows = 4", 'teacher = "enrobe-tiny"']
+    if isinstance(asked, DistilCorpus):
+        changes += [f'corpus.{part}.enwiki.files = ["{text}"]' for part in ("sources", "heldout")]
+        changes += ["corpus.heldout.enwiki.rows = 4", "train.warmup = 0"]
+    if isinstance(asked, DistilTexts):
+        some = tmp_path / "some.txt"
+        some.write_text("".join(f"this is number {n}\n" for n in range(8)))
+        changes += [f'texts.{part} = ["{some}"]' for part in ("files", "heldout")]
+        changes += ["train.warmup = 0"]
+    result = enrobe.distill(path, changes=changes)
+    assert result.finished and result.student is not None and result.teacher is not None
+    assert result.student.parameters < result.teacher.parameters
+    assert set(result.student.scores) == set(result.teacher.scores) != set()

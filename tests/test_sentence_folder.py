@@ -13,7 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from enrobe.errors import ModelError
-from enrobe.sentence_folder import Dense, read_sentence_settings
+from enrobe.sentence_folder import (
+    Dense,
+    SentenceSettings,
+    read_sentence_settings,
+    write_sentence_settings,
+)
 from tests.tasks.toys import sentence_files, write
 
 MEAN = {"pooling_mode_mean_tokens": True}
@@ -234,3 +239,37 @@ def test_whatever_a_file_holds_it_is_read_or_refused(
     # Any other error is a failure.
     with contextlib.suppress(ModelError):
         read_sentence_settings(tmp_path)
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    weight = np.arange(6, dtype=np.float32).reshape(2, 3)
+    steps = (
+        Dense(weight=weight, bias=None, activation="Identity"),
+        "normalize",
+        Dense(weight=weight[:, :2], bias=weight[:, 0], activation="Tanh"),
+    )
+    given = SentenceSettings(
+        pool=("cls", "mean"),
+        include_prompt=False,
+        steps=steps,  # type: ignore[arg-type]
+        max_tokens=17,
+        prompts={"query": "query: ", "none": ""},
+        default_prompt="query: ",
+        similarity="dot",
+        truncate_dim=1,
+    )
+    write_sentence_settings(tmp_path, given, width=3)
+    found = read_sentence_settings(tmp_path)
+    for name in vars(given):
+        if name != "steps":
+            assert getattr(found, name) == getattr(given, name), name
+    first, middle, last = found.steps
+    assert isinstance(first, Dense) and middle == "normalize" and isinstance(last, Dense)
+    assert np.array_equal(first.weight, weight) and first.bias is None
+    assert first.activation == "Identity" and last.activation == "Tanh"
+    assert last.bias is not None and np.array_equal(last.bias, weight[:, 0])
+
+
+def test_the_defaults_are_written_and_read_again(tmp_path: Path) -> None:
+    write_sentence_settings(tmp_path, SentenceSettings(), width=3)
+    assert vars(read_sentence_settings(tmp_path)) == vars(SentenceSettings())

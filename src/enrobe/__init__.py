@@ -21,7 +21,7 @@ from enrobe.tasks.results import (
     Span,
     TokenVectors,
 )
-from enrobe.train.api import finetune, pretrain
+from enrobe.train.api import distill, finetune, pretrain
 
 __version__ = "0.2.0"
 
@@ -43,6 +43,7 @@ __all__ = [
     "TextError",
     "TokenVectors",
     "TrainError",
+    "distill",
     "finetune",
     "load",
     "pretrain",

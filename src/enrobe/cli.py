@@ -558,6 +558,28 @@ def finetune(
     return 0 if result.finished else 130
 
 
+@app.command
+def distill(
+    recipe: Path, *, resume: Resume = False, set: Words = None, json: JsonObject = False
+) -> int:
+    """Teach a smaller model what a larger one says, and tell what it has kept and what it saves.
+
+    Ctrl-C and SIGTERM save first (exit code 130); --resume goes on exactly, after a kill -9 too.
+
+    Parameters
+    ----------
+    recipe
+        A TOML file; docs/distilling.md has every key.
+    set
+        KEY=VALUE in place of what the recipe says, for instance student.layers=3.
+    """
+    from enrobe.train.api import distill as run_distill
+
+    result = run_distill(recipe, resume=resume, changes=set or ())
+    console_scores.show_distilled(result, as_json=json)
+    return 0 if result.finished else 130
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a mistake of the user's is one line on standard error and exit code 2."""
     given = list(sys.argv[1:] if arguments is None else arguments)

@@ -16,6 +16,7 @@ from enrobe.evaluate.layers_folder import by_layer, cell, notes
 from enrobe.evaluate.probes import POOLS
 
 if TYPE_CHECKING:
+    from enrobe.train.distil_report import DistilResult
     from enrobe.train.finetune import FinetuneResult
 
 
@@ -77,6 +78,27 @@ def show_finetuned(result: "FinetuneResult", *, as_json: bool) -> None:
     console.print(f"model: {printable(str(result.model))}", markup=False)
 
 
+def show_distilled(result: "DistilResult", *, as_json: bool) -> None:
+    """What a student has kept of its teacher, on standard output."""
+    if _shown_as_json(result, as_json):
+        return
+    done = "done" if result.finished else "stopped; go on with --resume"
+    shown = Table(box=None, padding=(0, 1), title=f"step {result.step:,}, {done}")
+    shown.add_column("")
+    for name in ("teacher", "student", ""):
+        shown.add_column(name, justify="right")
+    for label, *cells in result.compared():
+        shown.add_row(printable(label), *cells)
+    console = Console(highlight=False)
+    if result.finished:
+        console.print(shown)
+    console.print(
+        f"{result.seconds:,.0f} s of training, {result.teacher_seconds:,.0f} s of the teacher's "
+        "answers"
+    )
+    console.print(f"model: {printable(str(result.model))}", markup=False)
+
+
 def show_layers(report: LayersReport, output: Path, *, as_json: bool) -> int:
     """The scores of all layers; the exit code: 2 where rows were left out."""
     if not _shown_as_json(report, as_json):
@@ -97,7 +119,7 @@ def show_layers(report: LayersReport, output: Path, *, as_json: bool) -> int:
 
 
 def _shown_as_json(
-    report: "Report | LayersReport | HeadReport | FinetuneResult", as_json: bool
+    report: "Report | LayersReport | HeadReport | FinetuneResult | DistilResult", as_json: bool
 ) -> bool:
     if not as_json and Console().is_terminal:
         return False

@@ -1,4 +1,4 @@
-"""What a sentence-transformers folder says of the vectors that its authors meant.
+"""What a sentence-transformers folder says of its vectors, read and written.
 
     modules.json                       the modules, in order: Transformer, Pooling, then any of
                                        Dense and Normalize
@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from enrobe.atomic import sync
 from enrobe.checkpoint import read_json
 from enrobe.errors import ModelError, show
-from enrobe.weights import Array, map_safetensors
+from enrobe.weights import Array, map_safetensors, write_float32
 
 PoolName = Literal["cls", "max", "mean", "mean_sqrt_len"]
 SimilarityName = Literal["cosine", "dot", "euclidean", "manhattan"]
@@ -266,3 +267,76 @@ def _dense(path: Path) -> Dense:
         got = "missing" if bias is None else f"of shape {bias.shape}"
         raise ModelError(f"{path.name}: linear.bias is {got}; config.json says bias {biased}")
     return Dense(weight=weight, bias=bias, activation=found)
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+def write_sentence_settings(folder: Path, settings: SentenceSettings, *, width: int) -> None:
+    """Put sentence-transformers' files into a model folder that has none, in the spelling of 2.x.
+
+    Args:
+        folder: a model folder.
+        settings: how its texts become vectors; poolings are laid side by side in the library's own
+            order.
+        width: the encoder's hidden size.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    modules = ["Transformer", "Pooling"]
+    modules += ["Dense" if isinstance(step, Dense) else "Normalize" for step in settings.steps]
+    places = ["", *(f"{number}_{kind}" for number, kind in enumerate(modules) if number)]
+    kinds = [f"sentence_transformers.models.{kind}" for kind in modules]
+    _write_json(
+        folder / MODULES,
+        [
+            {"idx": number, "name": str(number), "path": place, "type": kind}
+            for number, (place, kind) in enumerate(zip(places, kinds, strict=True))
+        ],
+    )
+    pooling = {flag: name in settings.pool for flag, (_, name) in _POOLS.items()}
+    made = {"word_embedding_dimension": width, **pooling}
+    made["include_prompt"] = settings.include_prompt
+    _write_json(folder / places[1] / "config.json", made)
+    for place, step in zip(places[2:], settings.steps, strict=True):
+        if isinstance(step, Dense):
+            _write_dense(folder / place, step)
+        else:
+            (folder / place).mkdir(exist_ok=True)
+    if settings.max_tokens is not None or settings.lower_case:
+        length = {"max_seq_length": settings.max_tokens, "do_lower_case": settings.lower_case}
+        _write_json(folder / _LENGTHS[0], length)
+    default = [name for name, text in settings.prompts.items() if text == settings.default_prompt]
+    _write_json(
+        folder / _SETTINGS,
+        {
+            "prompts": dict(settings.prompts),
+            "default_prompt_name": default[0] if settings.default_prompt else None,
+            "similarity_fn_name": settings.similarity,
+            "truncate_dim": settings.truncate_dim,
+        },
+    )
+
+
+def _write_dense(folder: Path, step: Dense) -> None:
+    kind = "linear" if step.activation == "Identity" else "activation"
+    outputs, inputs = step.weight.shape
+    _write_json(
+        folder / "config.json",
+        {
+            "in_features": inputs,
+            "out_features": outputs,
+            "bias": step.bias is not None,
+            "activation_function": f"torch.nn.modules.{kind}.{step.activation}",
+        },
+    )
+    bias = {} if step.bias is None else {"linear.bias": step.bias}
+    write_float32(folder / "model.safetensors", {"linear.weight": step.weight, **bias})
+    sync(folder / "model.safetensors")
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+    sync(path)

@@ -134,6 +134,6 @@ def test_rows_that_cannot_be_shared_out_are_refused(tmp_path: Path) -> None:
     recipe = toy_recipe(corpus_files(tmp_path / "files"), tmp_path / "run", train__batch_rows=3)
     group = Group(1, 2, torch.device("cpu"))
     model, tokenizer, start = pretrain._model(recipe, ALONE)
-    rows, heldout = pretrain._data(recipe, tokenizer, start, ALONE)
+    rows, heldout = pretrain.corpus_rows(recipe, tokenizer, ALONE)
     with pytest.raises(CallError, match="batch_rows 3 over 2 processes; allowed: a multiple"):
         pretrain.MaskedLM(model, tokenizer, start, rows, heldout, recipe, group)

@@ -72,7 +72,7 @@ def run(files: Path, output: Path, *, resume: bool = False, **changes: Any) -> P
 def work_of(files: Path, output: Path, **changes: Any) -> MaskedLM:
     recipe = toy_recipe(files, output, **changes)
     model, tokenizer, begun = pretrain._model(recipe, ALONE)
-    rows, heldout = pretrain._data(recipe, tokenizer, begun, ALONE)
+    rows, heldout = pretrain.corpus_rows(recipe, tokenizer, ALONE)
     return MaskedLM(model, tokenizer, begun, rows, heldout, recipe, ALONE)
 
 

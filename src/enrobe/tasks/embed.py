@@ -49,7 +49,7 @@ class EmbedOptions:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Plan:
+class EmbedPlan:
     """What a call's options and the folder's settings come to."""
 
     pools: tuple[PoolName, ...]
@@ -72,7 +72,7 @@ def embed(
     options: EmbedOptions,
 ) -> tuple[Array, dict[int, TextError]]:
     """Vectors (N, D), and the errors of the texts that have none: their rows are NaN."""
-    plan = _plan(engine.config, tokenizer, settings, options)
+    plan = plan_embedding(engine.config, tokenizer, settings, options)
     rows = tokenizer.ids(_prompted(plan.prompt, texts), special=options.special)
     cuts = [r if isinstance(r, TextError) else plan.cutter.cut(n, r) for n, r in enumerate(rows)]
     parts = [part for cut in cuts if not isinstance(cut, TextError) for part in cut]
@@ -99,7 +99,7 @@ def embed_spans(
     """For each text the vectors (S, D) of its spans, each pooled over its tokens; and D."""
     if len(spans) != len(texts):
         raise CallError(f"{len(texts)} texts and spans for {len(spans)}; allowed: as many")
-    plan = _plan(engine.config, tokenizer, settings, options)
+    plan = plan_embedding(engine.config, tokenizer, settings, options)
     if "cls" in plan.pools:
         raise CallError(
             "cls pooling takes a text's first token, which a span does not have; "
@@ -135,7 +135,7 @@ def embed_spans(
 
 
 def _located(
-    plan: _Plan, number: int, text: str, tokens: Tokens | TextError, spans: Sequence[Window]
+    plan: EmbedPlan, number: int, text: str, tokens: Tokens | TextError, spans: Sequence[Window]
 ) -> tuple[list[Part] | TextError, list[Window]]:
     """A text's rows, and the tokens of each of its spans."""
     if isinstance(tokens, TextError):
@@ -171,9 +171,14 @@ def _places(
 # --- options ------------------------------------------------------------------------------------
 
 
-def _plan(
+def plan_embedding(
     config: EncoderConfig, tokenizer: Tokenizer, settings: SentenceSettings, options: EmbedOptions
-) -> _Plan:
+) -> EmbedPlan:
+    """What options mean for a folder.
+
+    Raises:
+        CallError: they do not fit it.
+    """
     pools = check_pools(options.pool) if options.pool is not None else settings.pool
     layers = check_layers(options.layers, config.num_layers)
     steps = settings.steps
@@ -190,7 +195,7 @@ def _plan(
         raise CallError(f"truncate_dim is {cut}; the vectors have {width} numbers")
     prompt = choose_prompt(options.prompt, settings)
     limit = longest_row(config, tokenizer, settings)
-    return _Plan(
+    return EmbedPlan(
         pools=pools,
         layers=layers,
         settings=rest,
@@ -294,7 +299,7 @@ def check_long(long: object) -> None:
         raise CallError(f"long is {show(long)}; allowed: {', '.join(get_args(Long))}{hint}")
 
 
-def _finish(pooled: Pooling, plan: _Plan, failed: Sequence[int]) -> Array:
+def _finish(pooled: Pooling, plan: EmbedPlan, failed: Sequence[int]) -> Array:
     vectors = pooled.finish()
     vectors[failed] = np.nan
     vectors = follow(vectors, plan.settings)[:, : plan.width]

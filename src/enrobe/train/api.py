@@ -10,6 +10,8 @@ from enrobe.data.labels import Kind
 from enrobe.errors import CallError, MissingExtraError
 
 if TYPE_CHECKING:
+    from enrobe.train.distil_recipe import DistilRecipe
+    from enrobe.train.distil_report import DistilResult
     from enrobe.train.finetune import FinetuneResult
     from enrobe.train.finetune_recipe import FinetuneRecipe
     from enrobe.train.pretrain import PretrainResult
@@ -120,3 +122,33 @@ def finetune_files(
     for line in said:
         say(line)
     return finetune(recipe, resume=resume)
+
+
+def distill(
+    recipe: "str | os.PathLike[str] | DistilRecipe",
+    *,
+    resume: bool = False,
+    changes: Sequence[str] = (),
+) -> "DistilResult":
+    """Teach a smaller model what a larger one says: trained heads, masked LM, or vectors.
+
+    Args:
+        recipe: a TOML file (docs/distilling.md), or its values.
+        resume: go on from the last complete checkpoint in the recipe's output, exactly; from the
+            beginning where there is none yet.
+        changes: `key.key=value` pairs that replace what the file says; `epochs=1` is one of
+            `train.epochs`.
+
+    Raises:
+        CallError: the recipe or a file of its data is wrong, the output is there already (without
+            `resume`), or a file cannot be read or written. Checkpoints stay as they are.
+        ModelError: the teacher, or a student that is named, cannot be read.
+        TrainError: the loss or the gradient is not finite.
+        MissingExtraError: without PyTorch.
+    """
+    with _training():
+        from enrobe.train import distil as module
+        from enrobe.train.distil_recipe import DistilRecipe, kind_of
+        from enrobe.train.finetune_recipe import in_train
+        from enrobe.train.recipe import given
+    return module.run(given(recipe, DistilRecipe, in_train(changes), kind_of), resume=resume)

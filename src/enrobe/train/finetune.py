@@ -13,7 +13,7 @@ Legend: T tokens, B rows.
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isnan
 from pathlib import Path
@@ -229,17 +229,11 @@ class HeadTraining:
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """See `Work.loss`; what is logged of each task is its part before any weight."""
         here = [name for name in self._names if micro.counts[name]]
-        wanted = list(dict.fromkeys(self._head_of[name] for name in here))
-        logits = self.model(
-            torch.from_numpy(micro.batch.ids).to(self._device),
-            micro.batch.offsets,
-            torch.from_numpy(micro.batch.types).to(self._device),
-            heads=wanted,
-        ).heads
+        logits = self._logits(micro, here)
         total = torch.zeros((), device=self._device)
         parts = {f"{name}_loss": total for name in self._names}
         for name in here:
-            summed = self._summed(name, logits[self._head_of[name]], micro)
+            summed = self._summed(name, logits, micro)
             part = summed / totals[name] * (totals[f"{name}.rows"] / totals[".rows"])
             parts[f"{name}_loss"] = part.detach()
             if self._table.weighting == "uncertainty":
@@ -250,7 +244,18 @@ class HeadTraining:
             total = total + self._tasks[name].task.weight * part
         return total, {"loss": total, **(parts if len(self._names) > 1 else {})}
 
-    def _summed(self, name: str, logits: Tensor, micro: Micro) -> Tensor:
+    def _logits(self, micro: Micro, names: Sequence[str]) -> Mapping[str, Tensor]:
+        """Of the heads of these tasks."""
+        ids, types = (
+            torch.from_numpy(a).to(self._device) for a in (micro.batch.ids, micro.batch.types)
+        )
+        wanted = list(dict.fromkeys(self._head_of[name] for name in names))
+        logits: Mapping[str, Tensor] = self.model(
+            ids, micro.batch.offsets, types, heads=wanted
+        ).heads
+        return logits
+
+    def _summed(self, name: str, logits: Mapping[str, Tensor], micro: Micro) -> Tensor:
         arrays = {
             key.removeprefix(f"{name}."): torch.from_numpy(array).to(self._device)
             for key, array in micro.arrays.items()
@@ -258,7 +263,7 @@ class HeadTraining:
         }
         return head_loss(
             self._kinds[name],
-            logits,
+            logits[self._head_of[name]],
             arrays,
             smoothing=self._table.label_smoothing,
             class_weights=self._class_weights.get(name),

@@ -58,6 +58,11 @@ def masked_lm_loss(
     return loss, right
 
 
+def chunk_size(vocabulary: int) -> int:
+    """Positions whose logits stand in memory at once."""
+    return max(1, _CHUNK // vocabulary)
+
+
 class _DecoderLoss(Function):
     """Decoder and summed cross-entropy in one, chunk after chunk of positions.
 
@@ -79,7 +84,7 @@ class _DecoderLoss(Function):
         bias_grad = torch.zeros_like(bias_V) if training else None
         loss = torch.zeros((), device=features_MH.device)
         right = torch.zeros((), device=features_MH.device)
-        size = max(1, _CHUNK // len(weight_VH))
+        size = chunk_size(len(weight_VH))
         with torch.autocast(features_MH.device.type, enabled=False):
             for start in range(0, len(features_MH), size):
                 features = features_MH[start : start + size].to(dtype)

@@ -82,12 +82,8 @@ def run(recipe: PretrainRecipe, *, resume: bool) -> PretrainResult:
             folder.mkdir(parents=True, exist_ok=True)
         group.wait()
         model, tokenizer, start = _model(recipe, group)
-        rows, heldout = _data(recipe, tokenizer, start, group)
-        # Hashes of the files, for a run that goes on with what it began with.
-        values["data"] = {
-            name: [info.sha256 for info in Corpus(_place(recipe, name), tokenizer).sources]
-            for name in (*rows, *map(_heldout, heldout))
-        }
+        rows, heldout = corpus_rows(recipe, tokenizer, group)
+        values["data"] = data_hashes(recipe, tokenizer)
         model.to(group.device)
         work = MaskedLM(model, tokenizer, start, rows, heldout, recipe, group)
         ended = fit(
@@ -200,8 +196,8 @@ def expand(files: Sequence[Path]) -> list[Path]:
     return found
 
 
-def _data(
-    recipe: PretrainRecipe, tokenizer: Tokenizer, start: Path, group: Group
+def corpus_rows(
+    recipe: PretrainRecipe, tokenizer: Tokenizer, group: Group
 ) -> tuple[dict[str, Rows], dict[str, Rows]]:
     """The rows of every source, and of every held-out set."""
     table = recipe.corpus
@@ -219,6 +215,15 @@ def _data(
     sources = {name: rows(name, source.files) for name, source in table.sources.items()}
     heldout = {name: rows(_heldout(name), table.heldout[name].files) for name in table.heldout}
     return sources, heldout
+
+
+def data_hashes(recipe: PretrainRecipe, tokenizer: Tokenizer) -> dict[str, list[str]]:
+    """Hashes of the files, for a run that goes on with what it began with."""
+    table = recipe.corpus
+    return {
+        name: [info.sha256 for info in Corpus(_place(recipe, name), tokenizer).sources]
+        for name in (*table.sources, *map(_heldout, table.heldout))
+    }
 
 
 def _place(recipe: PretrainRecipe, name: str) -> Path:

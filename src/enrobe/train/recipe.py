@@ -8,7 +8,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -174,7 +174,10 @@ class PretrainRecipe:
 
 
 def given(
-    recipe: "str | os.PathLike[str] | Recipe", kind: type[Recipe], changes: Sequence[str]
+    recipe: "str | os.PathLike[str] | Recipe",
+    kind: type[Recipe],
+    changes: Sequence[str],
+    kind_of: Callable[[Mapping[str, Any]], type[Recipe]] | None = None,
 ) -> Recipe:
     """A recipe's values, which may be there already.
 
@@ -182,18 +185,22 @@ def given(
         CallError: as `read_recipe`; changes of what is no file.
     """
     if not isinstance(recipe, kind):
-        return read_recipe(Path(recipe), kind, changes)  # type: ignore[arg-type]
+        return read_recipe(Path(recipe), kind_of or kind, changes)  # type: ignore[arg-type]
     if changes:
         raise CallError("changes replace what a file says; fix: dataclasses.replace")
     return recipe
 
 
-def read_recipe(path: Path, kind: type[Recipe], changes: Sequence[str] = ()) -> Recipe:
+def read_recipe(
+    path: Path,
+    kind: type[Recipe] | Callable[[Mapping[str, Any]], type[Recipe]],
+    changes: Sequence[str] = (),
+) -> Recipe:
     """Read a recipe; relative paths in it are relative to its folder.
 
     Args:
         path: a TOML file.
-        kind: the dataclass that it describes.
+        kind: the dataclass that it describes, or what chooses one by the file's values.
         changes: `key.key=value` pairs that replace what it says, values in TOML.
 
     Raises:
@@ -213,7 +220,8 @@ def read_recipe(path: Path, kind: type[Recipe], changes: Sequence[str] = ()) -> 
         # A model is a folder beside the recipe, or else a name.
         if isinstance(model, str) and model and (path.parent / model).is_dir():
             values["model"] = str(path.parent / model)
-        anchored: Recipe = _anchor(make(kind, values), path.parent)
+        chosen: type[Recipe] = kind if isinstance(kind, type) else kind(values)
+        anchored: Recipe = _anchor(make(chosen, values), path.parent)
     except MissingExtraError:
         raise
     except EnrobeError as error:

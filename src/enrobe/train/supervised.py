@@ -42,6 +42,9 @@ class TrainRow:
     places: Ids
     # tag: first pieces of words; answer: tokens of the context
     targets: Mapping[str, Array] = field(default_factory=dict)
+    soft: Mapping[str, Array] = field(default_factory=dict)
+    # by task a teacher's logits: (C,); tag (K, C); answer (K + 1, 2), the first one's for "no
+    # answer here"
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,6 +169,7 @@ def collate(
     Arrays: TASK.rows (R,), which rows have a label; TASK.targets, these. Of a tag task TASK.places
     (K,) are positions of the flat batch, one a target. Of an answer task TASK.places (R, K) are
     those where an answer may begin and end, -1 after the last, and the targets (R, 2) count in it.
+    TASK.soft, where the rows have a teacher's logits: (R, C); (K, C); (R, K, 2).
     """
     batch = Ragged.from_rows([row.ids for row in rows], [row.types for row in rows])
     counts: dict[str, float] = {".rows": len(rows)}
@@ -196,7 +200,20 @@ def collate(
             )
         else:
             arrays[f"{name}.targets"] = np.stack(targets)
+        soft = [rows[number].soft[name] for number in having if name in rows[number].soft]
+        if soft:
+            arrays[f"{name}.soft"] = _collated(kind, soft)
     return batch, counts, arrays
+
+
+def _collated(kind: str, soft: Sequence[Array]) -> Array:
+    """A teacher's logits for the rows of a batch, as `collate` lays out the places."""
+    if kind != "answer":
+        return np.concatenate(soft) if kind == "tag" else np.stack(soft)
+    block = np.zeros((len(soft), max(map(len, soft)), 2), np.float32)
+    for line, logits in zip(block, soft, strict=True):
+        line[: len(logits)] = logits
+    return block
 
 
 def head_loss(
@@ -220,19 +237,29 @@ def head_loss(
         smoothing: label smoothing (Szegedy et al. 2016), for classify and tag.
         class_weights: (C,), for classify and tag.
     """
-    logits = logits.float()
+    picked = picked_logits(kind, logits, arrays)
     targets = arrays["targets"]
     if kind in ("classify", "tag"):
-        picked = logits[arrays["rows" if kind in SEQUENCE_KINDS else "places"]]
         return F.cross_entropy(
             picked, targets, weight=class_weights, label_smoothing=smoothing, reduction="sum"
         )
     if kind == "multilabel":
-        each = F.binary_cross_entropy_with_logits(logits[arrays["rows"]], targets, reduction="none")
+        each = F.binary_cross_entropy_with_logits(picked, targets, reduction="none")
         return each.mean(1).sum()
     if kind == "regress":
-        return (logits[arrays["rows"], 0] - targets).square().sum()
+        return (picked[:, 0] - targets).square().sum()
     assert kind == "answer"
+    return F.cross_entropy(picked, targets, reduction="sum") / 2
+
+
+def picked_logits(kind: str, logits: Tensor, arrays: Mapping[str, Tensor]) -> Tensor:
+    """The logits that have a target, in float32.
+
+    Shapes: (B, C) -> (R, C) of a sequence head; (T, C) -> (K, C) of a tag head, (R, K, C) of an
+    answer head, -inf beyond the places of a row.
+    """
+    logits = logits.float()
+    if kind != "answer":
+        return logits[arrays["rows" if kind in SEQUENCE_KINDS else "places"]]
     places = arrays["places"]
-    inside = logits[places.clamp(min=0)].masked_fill((places < 0)[:, :, None], -torch.inf)
-    return F.cross_entropy(inside, targets, reduction="sum") / 2
+    return logits[places.clamp(min=0)].masked_fill((places < 0)[:, :, None], -torch.inf)

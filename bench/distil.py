@@ -1,0 +1,201 @@
+"""What a student keeps of its teacher, how much faster it is, and what the teacher was worth.
+
+    python bench/distil.py train      teachers and students, on mr and on snips; call again to go on
+    python bench/distil.py report     their scores, from what `train` has made
+    python bench/distil.py speed      tokens a second of teachers and students, in turn
+
+A teacher is all-MiniLM-L6-v2 (6 layers of 384), fine-tuned; a student has 3 of its layers. Each is
+trained with its teacher and without, from the same initial layers, on the same batches, with three
+seeds. For the large pair only the speed is asked, so its weights are random: 12 layers of 768
+against 6 of 512 (44.9 million parameters), RoBERTa's vocabulary.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import BASE, ROOT, SHARED, roberta_folder, workload_1, write_report
+
+import enrobe
+from enrobe import checkpoint
+from enrobe.text.tokenizer import Tokenizer
+
+HERE = ROOT / ".cache/distil"
+DATA = SHARED / "data"
+SEEDS = (1, 2, 3)
+# With the teacher, and the labels alone.
+ARMS = {"taught": "soft = 1.0", "alone": "soft = 0.0"}
+TASKS: dict[str, dict[str, Any]] = {
+    "mr": {
+        "recipe": "distil-mr.toml",
+        "lr": 5e-5,
+        "epochs": 3,
+        "tasks": {"polarity": ("classify", "sentence", "label")},
+    },
+    "snips": {
+        "recipe": "distil-snips.toml",
+        "lr": 1e-4,
+        "epochs": 3,
+        "tasks": {
+            "intent": ("classify", "tokens", "label"),
+            "slots": ("tag", "tokens", "slots"),
+        },
+    },
+}
+SMALL = {"layers": 6, "hidden": 512, "heads": 8, "wide": 2048}
+ROUNDS = 5
+
+
+def files(name: str) -> list[str]:
+    """Changes to a recipe: where the data are."""
+    return [
+        f'tasks.{task}.{part} = "{DATA / name / file}"'
+        for task in TASKS[name]["tasks"]
+        for part, file in (("train", "train.jsonl.gz"), ("dev", "dev.jsonl"))
+    ]
+
+
+def teacher(name: str) -> bool:
+    """Fine-tune a teacher, or go on; whether it is there."""
+    from enrobe.train.finetune_recipe import FinetuneRecipe
+    from enrobe.train.recipe import make
+
+    asked = TASKS[name]
+    tasks = {
+        task: {
+            "kind": kind,
+            "text": text,
+            "label": label,
+            "train": str(DATA / name / "train.jsonl.gz"),
+            "dev": str(DATA / name / "dev.jsonl"),
+        }
+        for task, (kind, text, label) in asked["tasks"].items()
+    }
+    recipe = make(
+        FinetuneRecipe,
+        {
+            "model": str(ROOT / ".cache/weights/minilm"),
+            "output": str(HERE / f"{name}-teacher"),
+            "tasks": tasks,
+            "train": {"epochs": asked["epochs"], "lr": asked["lr"], "batch_rows": 32},
+        },
+    )
+    return enrobe.finetune(recipe, resume=True).finished
+
+
+def student(name: str, arm: str, seed: int) -> bool:
+    """Train a student, or go on; whether it is there."""
+    result = enrobe.distill(
+        ROOT / "recipes" / TASKS[name]["recipe"],
+        resume=True,
+        changes=[
+            *files(name),
+            f'teacher = "{HERE / f"{name}-teacher/model"}"',
+            f'output = "{run_folder(name, arm, seed)}"',
+            f'cache = "{HERE / "answers"}"',
+            f"seed = {seed}",
+            "student.layers = 3",
+            f"losses.{ARMS[arm]}",
+            "epochs = 2",
+            "lr = 1e-4",
+            'freeze = "embeddings"',
+        ],
+    )
+    return result.finished
+
+
+def run_folder(name: str, arm: str, seed: int) -> Path:
+    """Where a student is."""
+    return HERE / f"{name}-{arm}-{seed}"
+
+
+def train() -> None:
+    """All that is not there yet, in an order that leaves whole pairs behind."""
+    for name in TASKS:
+        if not (HERE / f"{name}-teacher/model").is_dir() and not teacher(name):
+            sys.exit(130)
+    for seed in SEEDS:
+        for name in TASKS:
+            for arm in ARMS:
+                done = (run_folder(name, arm, seed) / "report.json").is_file()
+                if not done and not student(name, arm, seed):
+                    sys.exit(130)
+
+
+def report() -> None:
+    """The scores of all pairs, and what distilling was worth."""
+    found: dict[str, Any] = {}
+    for name, asked in TASKS.items():
+        pairs = []
+        for seed in SEEDS:
+            paths = [run_folder(name, arm, seed) / "report.json" for arm in ARMS]
+            if all(path.is_file() for path in paths):
+                pairs.append([json.loads(path.read_text()) for path in paths])
+        for task, (kind, _, _) in asked["tasks"].items():
+            measure = "f1" if kind == "tag" else "accuracy"
+            own = [[one["student"]["scores"][task][measure] for one in pair] for pair in pairs]
+            best = pairs[0][0]["teacher"]["scores"][task][measure]
+            gains = [taught - alone for taught, alone in own]
+            found[f"{name} {task}"] = {
+                "measure": measure,
+                "teacher": best,
+                "taught": [taught for taught, _ in own],
+                "alone": [alone for _, alone in own],
+                "kept": [round(taught / best, 4) for taught, _ in own],
+                "gain_mean": round(statistics.mean(gains), 4),
+                "gain_each": [round(gain, 4) for gain in gains],
+            }
+        found[f"{name} sizes"] = {
+            "teacher": pairs[0][0]["teacher"]["parameters"],
+            "student": pairs[0][0]["student"]["parameters"],
+        }
+    write_report("distil-scores", found)
+
+
+def speed() -> None:
+    """Tokens a second of the onnx engine, teacher and student in turn."""
+    from enrobe.train.distil_report import parameters
+
+    found: dict[str, Any] = {}
+    for name in TASKS:
+        folders = [HERE / f"{name}-teacher/model", run_folder(name, "taught", 1) / "model"]
+        read = checkpoint.read(folders[0])
+        tokenizer = Tokenizer.from_folder(folders[0], read.config.family, read.config.vocab_size)
+        lines = [json.loads(x) for x in (DATA / name / "dev.jsonl").read_text().splitlines()]
+        key = next(iter(TASKS[name]["tasks"].values()))[1]
+        texts = [x[key] if isinstance(x[key], str) else " ".join(x[key]) for x in lines]
+        found[name] = compared(folders, tokenizer, texts)
+    folders = [HERE / "base", HERE / "small"]
+    for folder, shape in zip(folders, (BASE, SMALL), strict=True):
+        if not folder.is_dir():
+            roberta_folder(folder, **shape)
+    tokenizer = Tokenizer.from_folder(folders[0], "roberta", 50_265)
+    found["base"] = compared(folders, tokenizer, workload_1(tokenizer, masks=False))
+    sizes = [parameters(checkpoint.read(folder)) for folder in folders]
+    found["base"]["parameters"] = sizes
+    write_report("distil-speed", found)
+
+
+def compared(folders: list[Path], tokenizer: Tokenizer, texts: list[str]) -> dict[str, Any]:
+    """Tokens a second of two models, and how many times as many the second has."""
+    from enrobe.train.distil_report import speeds
+
+    rows = [row.ids for row in tokenizer.encode(texts)]
+    rounds = np.array([speeds(folders, rows) for _ in range(ROUNDS)])
+    ratios = rounds[:, 1] / rounds[:, 0]
+    return {
+        "teacher": round(float(np.median(rounds[:, 0]))),
+        "student": round(float(np.median(rounds[:, 1]))),
+        "times": round(float(np.median(ratios)), 2),
+        "times_least": round(float(ratios.min()), 2),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("work", choices=["train", "report", "speed"])
+    {"train": train, "report": report, "speed": speed}[parser.parse_args().work]()
