@@ -19,10 +19,13 @@ from enrobe import checkpoint
 from enrobe.errors import ModelError
 from enrobe.weights import (
     INT8_WEIGHTS,
+    Int8Rows,
+    map_int8_rows,
     map_safetensors,
     read_int8_rows,
     write_float32,
     write_int8_rows,
+    write_stored,
 )
 from tests.support import FAMILIES, reference
 
@@ -206,6 +209,8 @@ def stored(rng_seed: int = 4) -> dict[str, Any]:
         ({"x.scale": np.array([1, 1e300, 1], np.float64)}, "damaged scales"),
         ({"x.scale": np.array([1, -1, 1], np.float32)}, "damaged scales"),
         ({"x.scale": np.full(3, FLOAT32.max)}, "damaged scales"),
+        ({"x.smooth": np.ones(3, np.float32)}, r"smoothing factors of shape \(3,\)"),
+        ({"x.smooth": np.full(5, np.nan, np.float32)}, "damaged smoothing factors"),
         ({"b": np.ones(4, np.int8)}, "no scales"),
         ({"x": np.ones((3, 5, 2), np.int8)}, r"int8 of shape \(3, 5, 2\)"),
         ({"x": np.ones((), np.int8)}, r"int8 of shape \(\)"),
@@ -217,6 +222,23 @@ def test_int8_that_cannot_be_restored(change: dict[str, Any], said: str, tmp_pat
     with pytest.raises(ModelError, match=said) as caught:
         read_int8_rows(tmp_path / INT8_WEIGHTS)
     assert "\n" not in str(caught.value)
+
+
+def test_a_smoothed_matrix_comes_back_and_its_outliers_cost_the_others_nothing(
+    tmp_path: Path,
+) -> None:
+    rng = np.random.default_rng(8)
+    smooth = np.exp2(rng.integers(-6, 7, 40)).astype(np.float32)
+    matrix = rng.standard_normal((9, 40)).astype(np.float32) * smooth
+    rows = Int8Rows.of(matrix, smooth)
+    write_stored(tmp_path / INT8_WEIGHTS, {"x": rows, "y": matrix})
+    found = map_int8_rows(tmp_path / INT8_WEIGHTS)
+    again = found["x"]
+    assert isinstance(again, Int8Rows) and again.smooth is not None
+    assert (again.values == rows.values).all() and (again.smooth == smooth).all()
+    assert found.keys() == {"x", "y"} and (found["y"] == matrix).all()
+    # Each column on its own scale is as near as a matrix without outliers would be.
+    assert (np.abs(again.restore() - matrix) <= smooth * (rows.scale[:, None] / 2 * 1.001)).all()
 
 
 def test_a_scale_of_zero_and_a_matrix_without_rows(tmp_path: Path) -> None:

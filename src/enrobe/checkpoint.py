@@ -12,8 +12,9 @@ encoder's do, and enrobe.json describes the heads.
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,16 +22,20 @@ from enrobe.atomic import new_folder
 from enrobe.config import EncoderConfig, HeadConfig
 from enrobe.dialects import DIALECTS, canonical_names, checkpoint_names, role
 from enrobe.errors import ModelError, show
-from enrobe.manifest import MANIFEST, joined, read_manifest, write_manifest
+from enrobe.manifest import MANIFEST, is_int8, joined, read_manifest, write_manifest
 from enrobe.settings import Reading, head_of_role, read_config, write_config
 from enrobe.weights import (
     INT8_WEIGHTS,
     WEIGHTS,
     Array,
+    Int8Rows,
+    Restored,
+    map_int8_rows,
     map_safetensors,
-    read_int8_rows,
+    write_float16,
     write_float32,
     write_int8_rows,
+    write_stored,
 )
 
 TOKENIZER_FILES = (
@@ -53,7 +58,8 @@ _LARGEST_CONFIG = 4 * 2**20
 class Checkpoint:
     """One model folder, read.
 
-    `tensors` maps our parameter names to float32 arrays, memory-mapped where the file is float32.
+    `tensors` maps our parameter names to float32 arrays, memory-mapped where the file is float32
+    and restored when first read where it is int8; `int8` are those matrices as they are stored.
     """
 
     folder: Path
@@ -64,6 +70,9 @@ class Checkpoint:
     # names in the file that belong to no part of the model
     ignored_keys: tuple[str, ...]
     # keys of config.json that are neither read nor known to be harmless
+    int8: Mapping[str, Int8Rows] = field(default_factory=dict)
+    computes_int8: bool = False
+    # the folder was made to multiply those in int8, and not only to be small
 
 
 def read(folder: Path) -> Checkpoint:
@@ -75,10 +84,12 @@ def read(folder: Path) -> Checkpoint:
     """
     settings = read_settings(folder)
     try:
-        described = {}
+        manifest: dict[str, object] = {}
         if (folder / MANIFEST).is_file():
-            described = read_manifest(read_json(folder / MANIFEST, _LARGEST_CONFIG))
-        return assemble(folder, settings, _read_weights(folder), described)
+            manifest = read_json(folder / MANIFEST, _LARGEST_CONFIG)
+        described = read_manifest(manifest) if manifest else {}
+        done = assemble(folder, settings, _read_weights(folder), described)
+        return replace(done, computes_int8=bool(done.int8) and is_int8(manifest))
     except ModelError as error:
         raise ModelError(f"{folder}: {error}") from None
 
@@ -110,7 +121,7 @@ def read_json(path: Path, largest: int = _LARGEST_JSON) -> dict[str, object]:
 def assemble(
     folder: Path,
     settings: Mapping[str, object],
-    stored: Mapping[str, Array],
+    stored: Mapping[str, Array | Int8Rows],
     described: Mapping[str, HeadConfig] | None = None,
 ) -> Checkpoint:
     """Bring tensors under a family's names into ours, and check that all are there and fit.
@@ -135,8 +146,9 @@ def assemble(
         names, heads, unexpected = _family_heads(settings, reading, stored)
         if described:
             names, heads = _renamed(names, heads, described)
-    tensors = {ours: stored[theirs] for ours, theirs in names.items()}
-    _check_shapes(tensors, names, reading.encoder, heads)
+    found_tensors = {ours: stored[theirs] for ours, theirs in names.items()}
+    _check_shapes(found_tensors, names, reading.encoder, heads)
+    tensors = Restored(found_tensors)
     return Checkpoint(
         folder=folder,
         config=reading.encoder,
@@ -144,11 +156,12 @@ def assemble(
         tensors=tensors,
         unexpected=tuple(sorted(unexpected)),
         ignored_keys=reading.ignored_keys,
+        int8=tensors.int8,
     )
 
 
 def _family_heads(
-    settings: Mapping[str, object], reading: Reading, stored: Mapping[str, Array]
+    settings: Mapping[str, object], reading: Reading, stored: Mapping[str, Array | Int8Rows]
 ) -> tuple[dict[str, str], dict[str, HeadConfig], list[str]]:
     """Names ours -> theirs, the heads (called by their kinds), and the names of no use.
 
@@ -177,7 +190,7 @@ def _family_heads(
         if head.kind == "mlm" and "decoder.weight" in parts:
             decoder = stored[parts["decoder.weight"]]
             words = stored.get(names.get("embeddings.word.weight", ""))
-            if words is not None and np.array_equal(decoder, words):
+            if words is not None and np.array_equal(_numbers(decoder), _numbers(words)):
                 del parts["decoder.weight"]
             else:
                 head = replace(head, tied=False)
@@ -209,15 +222,21 @@ def _renamed(
     return kept, {name: joined(name, more, heads[more.kind])}
 
 
-def _with_labels(settings: Mapping[str, object], bias: Array | None) -> Mapping[str, object]:
+def _numbers(tensor: Array | Int8Rows) -> Array:
+    return tensor.restore() if isinstance(tensor, Int8Rows) else tensor
+
+
+def _with_labels(
+    settings: Mapping[str, object], bias: Array | Int8Rows | None
+) -> Mapping[str, object]:
     """The settings, with as many labels as the head has outputs where they do not say."""
     if bias is None or "id2label" in settings:
         return settings
-    return {**settings, "num_labels": len(bias)}
+    return {**settings, "num_labels": bias.shape[0]}
 
 
 def _check_shapes(
-    tensors: Mapping[str, Array],
+    tensors: Mapping[str, Array | Int8Rows],
     names: Mapping[str, str],
     config: EncoderConfig,
     heads: Mapping[str, HeadConfig],
@@ -310,11 +329,11 @@ def weight_files(folder: Path) -> list[Path]:
     raise ModelError(f"no weights; a model folder has a {WEIGHTS}")
 
 
-def _read_weights(folder: Path) -> dict[str, Array]:
-    tensors: dict[str, Array] = {}
+def _read_weights(folder: Path) -> dict[str, Array | Int8Rows]:
+    tensors: dict[str, Array | Int8Rows] = {}
     for path in weight_files(folder):
         int8 = path.name == INT8_WEIGHTS
-        tensors.update(read_int8_rows(path) if int8 else map_safetensors(path))
+        tensors.update(map_int8_rows(path) if int8 else map_safetensors(path))
     return tensors
 
 
@@ -327,13 +346,17 @@ def write(
     tokenizer_folder: Path | None = None,
     tokenizer_files: Mapping[str, str] | None = None,
     int8_rows: bool = False,
+    half: bool = False,
+    int8: Mapping[str, Int8Rows] | None = None,
 ) -> None:
     """Write a folder that transformers loads as it is, all of it or nothing.
 
     Of several heads transformers sees the encoder alone.
 
     With `int8_rows` the weights are stored in a quarter of the space (see `enrobe.weights`): Enrobe
-    alone loads such a folder, and transformers says that it has no weights.
+    alone loads such a folder, and transformers says that it has no weights. With `half` they are
+    float16. `int8` are the matrices that are to be multiplied as they stand there: the folder says
+    so, and all else is float32.
 
     Tokenizer files are copied from `tokenizer_folder`; `tokenizer_files` (name -> text) are
     written besides, where the folder has no file of that name.
@@ -343,16 +366,18 @@ def write(
         ModelError: with `int8_rows`, a matrix whose numbers are not finite; a name that no head can
             have.
     """
-    manifest = write_manifest(heads)
+    assert sum((int8_rows, half, int8 is not None)) <= 1
+    manifest = write_manifest(heads, int8=int8 is not None)
+    values: dict[str, Array | Int8Rows] = {**tensors, **(int8 or {})}
     name, head = next(iter(heads.items())) if len(heads) == 1 else ("", None)
-    stored: dict[str, Array] = {}
+    stored: dict[str, Any] = {}
     for ours, theirs in checkpoint_names(config, head):
         if head is not None and ours.startswith("head."):
             ours = ours.replace(f"head.{role(head.kind)}.", f"heads.{name}.", 1)
-        if ours in tensors:
-            stored[theirs] = tensors[ours]
+        if ours in values:
+            stored[theirs] = values[ours]
     if len(heads) > 1:
-        stored.update((ours, value) for ours, value in tensors.items() if ours.startswith("heads."))
+        stored.update((ours, value) for ours, value in values.items() if ours.startswith("heads."))
     with new_folder(folder) as work:
         for file in TOKENIZER_FILES:
             if tokenizer_folder is not None and (tokenizer_folder / file).is_file():
@@ -360,11 +385,17 @@ def write(
         for file, text in (tokenizer_files or {}).items():
             if not (work / file).exists():
                 (work / file).write_text(text, "utf-8")
-        settings = json.dumps(write_config(config, head), indent=2, sort_keys=True)
+        described = write_config(config, head) | ({"dtype": "float16"} if half else {})
+        settings = json.dumps(described, indent=2, sort_keys=True)
         (work / "config.json").write_text(settings + "\n", "utf-8")
         if manifest is not None:
             (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
-        weights = work / (INT8_WEIGHTS if int8_rows else WEIGHTS)
-        (write_int8_rows if int8_rows else write_float32)(weights, stored)
+        weights = work / (INT8_WEIGHTS if int8_rows or int8 is not None else WEIGHTS)
+        if int8 is not None:
+            write_stored(weights, stored)
+        elif int8_rows:
+            write_int8_rows(weights, stored)
+        else:
+            (write_float16 if half else write_float32)(weights, stored)
         # safetensors writes for the owner's eyes alone, whatever the umask.
         shutil.copymode(work / "config.json", weights)

@@ -1,7 +1,8 @@
 """enrobe.json in and out: what config.json cannot say of a model's heads.
 
 A folder with several heads needs it; beside a single head it carries the name, the temperature,
-thresholds and so on, while transformers reads config.json alone.
+thresholds and so on, while transformers reads config.json alone. `"compute": "int8"` says that the
+matrices that are stored as int8 are to be multiplied so.
 """
 
 from collections.abc import Mapping
@@ -21,17 +22,24 @@ _STRINGS = ("labels", "text")
 _OWN = ("temperature", "thresholds", "no_answer", "text", "metric", "limit")
 
 
-def write_manifest(heads: Mapping[str, HeadConfig]) -> dict[str, object] | None:
+def write_manifest(
+    heads: Mapping[str, HeadConfig], *, int8: bool = False
+) -> dict[str, object] | None:
     """The content of enrobe.json; None where config.json says it all.
+
+    int8: what is stored as int8 is to be multiplied so.
 
     Raises:
         ModelError: a name that no head can have.
     """
     for name in heads:
         check_head_name(name)
-    if not heads or (len(heads) == 1 and all(_plain(*item) for item in heads.items())):
-        return None
-    return {"format": _FORMAT, "heads": {name: _described(head) for name, head in heads.items()}}
+    content: dict[str, object] = {"format": _FORMAT}
+    if int8:
+        content["compute"] = "int8"
+    if len(heads) > 1 or not all(_plain(*item) for item in heads.items()):
+        content["heads"] = {name: _described(head) for name, head in heads.items()}
+    return content if len(content) > 1 else None
 
 
 def _plain(name: str, head: HeadConfig) -> bool:
@@ -57,6 +65,11 @@ def read_manifest(content: Mapping[str, object]) -> dict[str, HeadConfig]:
     try:
         if content.get("format") != _FORMAT:
             raise ModelError(f"format {show(content.get('format'))}; allowed: {_FORMAT}")
+        compute = content.get("compute")
+        if compute not in (None, "int8"):
+            raise ModelError(f"compute {show(compute)}; allowed: int8")
+        if compute is not None and "heads" not in content:
+            return {}
         heads = content.get("heads")
         if not isinstance(heads, dict) or not heads or len(heads) > _MOST_HEADS:
             raise ModelError(f"heads is {show(heads)}; allowed: a table of 1 to {_MOST_HEADS}")
@@ -70,6 +83,11 @@ def read_manifest(content: Mapping[str, object]) -> dict[str, HeadConfig]:
     except ModelError as error:
         raise ModelError(f"{MANIFEST}: {error}") from None
     return out
+
+
+def is_int8(content: Mapping[str, object]) -> bool:
+    """Whether a parsed enrobe.json asks that what is stored as int8 be multiplied so."""
+    return content.get("compute") == "int8"
 
 
 def _head(described: object) -> HeadConfig:

@@ -80,6 +80,7 @@ class Echo:
 
     name = "echo"
     precision = "float32"
+    budget = 1024
     heads: Mapping[str, HeadConfig] = {}
 
     def __init__(self, tokenizer: Tokenizer, *, longest: int = 512, vocab: int | None = None):

@@ -50,6 +50,8 @@ class Engine(Protocol):
 
     name: str
     precision: str
+    budget: int
+    # places a batch that it is quickest with
     config: EncoderConfig
     heads: Mapping[str, HeadConfig]
 

@@ -4,6 +4,10 @@ Linear layers, norms and activations work on flat tokens; only inside attention 
 into a padded block and back. The graph holds what a request asks for and nothing else, and names
 its weights without holding them: the session gets them by name.
 
+A matrix that is given as int8 is multiplied as int8: each row of its input gets the scale
+max|row| / 127 and becomes int8 itself, so that the sums are whole numbers and exact, and no row
+knows of another.
+
 Legend: T tokens, B rows, S longest row, H hidden, V vocabulary, M asked positions, P picked
 positions (those that the last layer has to be computed at), Q most picks of one row.
 """
@@ -23,6 +27,8 @@ from enrobe.engines.base import Request
 _CONTRIB = "com.microsoft"
 _OPSET = 20
 _IR_VERSION = 9
+# What stands for 0 where int8 is stored as uint8.
+_ZERO = 128
 
 _INPUTS: dict[str, tuple[int, list[str]]] = {
     "ids": (TensorProto.INT64, ["T"]),
@@ -65,13 +71,14 @@ def picks(heads: Mapping[str, HeadConfig], request: Request, last: int) -> str |
 class _Builder:
     """Collects nodes; `linear` and its kin return the name of their output."""
 
-    def __init__(self, config: EncoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, config: EncoderConfig, parameters: Mapping[str, npt.NDArray[Any]]) -> None:
         self.config = config
         self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, None] = {}
-        self.constants: dict[str, npt.NDArray[np.int64]] = {}
+        self.constants: dict[str, npt.NDArray[Any]] = {}
         self.used: dict[str, None] = {}
-        self._shapes = shapes
+        self._parameters = parameters
+        self._quantized: dict[tuple[str, bytes], tuple[str, str]] = {}
 
     def node(self, op: str, inputs: list[str], domain: str = "", **attributes: Any) -> str:
         for name in inputs:
@@ -82,17 +89,73 @@ class _Builder:
         return output
 
     def weight(self, name: str) -> str:
-        assert name in self._shapes, name
+        assert name in self._parameters, name
         self.weights[name] = None
         return name
 
+    def is_int8(self, name: str) -> bool:
+        return self._parameters[name].dtype != np.float32
+
     def constant(self, name: str, value: list[int]) -> str:
-        self.constants[name] = np.array(value, np.int64)
+        return self.value(name, np.array(value, np.int64))
+
+    def value(self, name: str, value: npt.NDArray[Any]) -> str:
+        self.constants[name] = value
         return name
 
     def linear(self, x: str, name: str) -> str:
-        weight, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
-        return self.node("Gemm", [x, weight, bias], transB=1)
+        return self.product(x, f"{name}.weight", f"{name}.bias")
+
+    def product(self, x: str, weight: str, bias: str) -> str:
+        """x times the transposed weight, plus the bias."""
+        if self.is_int8(weight):
+            return self.node("Add", [self.int8_product(x, weight), self.weight(bias)])
+        return self.node("Gemm", [x, self.weight(weight), self.weight(bias)], transB=1)
+
+    def int8_product(self, x: str, weight: str) -> str:
+        """The product by whole numbers, scaled back."""
+        numbers, scale = self.quantized(x, weight)
+        stored = self._parameters[weight]
+        # ONNX Runtime does this once, and packs what comes of it.
+        turned = self.node("Transpose", [self.weight(weight)], perm=[1, 0])
+        one = self.value("one", np.array(1, np.float32))
+        middles = [self.value("zero_uint8", np.array(_ZERO, np.uint8))]
+        if stored.dtype == np.uint8:
+            middles.append(middles[0])
+        inputs = [numbers, turned, one, self.weight(f"{weight}.scale"), *middles]
+        return self.node("Mul", [self.node("MatMulIntegerToFloat", inputs, _CONTRIB), scale])
+
+    def quantized(self, x: str, weight: str) -> tuple[str, str]:
+        """A row's whole numbers, plus 128 as the fast kernels want them, and its scale."""
+        smooth = self._parameters.get(f"{weight}.smooth")
+        key = (x, b"" if smooth is None else smooth.tobytes())
+        if key not in self._quantized:
+            if smooth is not None:
+                x = self.node("Mul", [x, self.weight(f"{weight}.smooth")])
+            axis = self.constant("last_axis", [-1])
+            # Twice read is quicker than written once (Abs); a row of zeros has a scale, too.
+            high = self.node("ReduceMax", [x, axis], keepdims=1)
+            low = self.node("Neg", [self.node("ReduceMin", [x, axis], keepdims=1)])
+            tiny = self.value("tiny", np.array(np.finfo(np.float32).tiny * 128, np.float32))
+            largest = self.node("Max", [high, low, tiny])
+            scale = self.node("Div", [largest, self.value("127", np.array(127, np.float32))])
+            one = self.value("one", np.array(1, np.float32))
+            zero = self.value("zero_uint8", np.array(_ZERO, np.uint8))
+            numbers = self.node("QuantizeLinear", [self.node("Div", [x, scale]), one, zero])
+            self._quantized[key] = numbers, scale
+        return self._quantized[key]
+
+    def rows(self, table: str, ids: str) -> str:
+        """Rows of an embedding table."""
+        found = self.node("Gather", [self.weight(table), ids])
+        if not self.is_int8(table):
+            return found
+        found = self.node("Cast", [found], to=TensorProto.FLOAT)
+        if self._parameters[table].dtype == np.uint8:
+            found = self.node("Sub", [found, self.value("zero", np.array(_ZERO, np.float32))])
+        scale = self.node("Gather", [self.weight(f"{table}.scale"), ids])
+        scale = self.node("Unsqueeze", [scale, self.constant("last_axis", [-1])])
+        return self.node("Mul", [found, scale])
 
     def norm(self, x: str, name: str) -> str:
         inputs = [x, self.weight(f"{name}.weight"), self.weight(f"{name}.bias")]
@@ -103,12 +166,11 @@ class _Builder:
         return self.norm(self.node("Add", [x, residual]), name)
 
     def embeddings(self) -> str:
-        word = self.node("Gather", [self.weight("embeddings.word.weight"), "ids"])
-        place = self.node("Gather", [self.weight("embeddings.position.weight"), "positions"])
-        total = word
+        total = self.rows("embeddings.word.weight", "ids")
+        place = self.rows("embeddings.position.weight", "positions")
         if self.config.type_vocab_size:
-            kind = self.node("Gather", [self.weight("embeddings.token_type.weight"), "types"])
-            total = self.node("Add", [word, kind])
+            kind = self.rows("embeddings.token_type.weight", "types")
+            total = self.node("Add", [total, kind])
         return self.norm(self.node("Add", [total, place]), "embeddings.norm")
 
     def layer(self, x: str, index: int, *, picked: bool) -> str:
@@ -137,8 +199,7 @@ class _Builder:
             asked = x if picked else self.node("Gather", [x, "at"])
             dense = self.node("Gelu", [self.linear(asked, f"{path}.dense")])
             tied = "embeddings.word.weight" if head.tied else f"{path}.decoder.weight"
-            inputs = [self.norm(dense, f"{path}.norm"), self.weight(tied)]
-            return self.node("Gemm", [*inputs, self.weight(f"{path}.bias")], transB=1)
+            return self.product(self.norm(dense, f"{path}.norm"), tied, f"{path}.bias")
         if head.is_sequence:
             first = x if picked else self.node("Gather", [x, "firsts"])
             dense = self.linear(first, f"{path}.dense")
@@ -149,14 +210,17 @@ class _Builder:
 def build(
     config: EncoderConfig,
     heads: Mapping[str, HeadConfig],
-    shapes: Mapping[str, tuple[int, ...]],
+    parameters: Mapping[str, npt.NDArray[Any]],
     request: Request,
 ) -> tuple[onnx.ModelProto, list[str]]:
     """The graph for a request, and the names of the weights that it takes.
 
+    parameters: by the names of `checkpoint.shapes`; a matrix may be int8 (or uint8: the same plus
+        128), and has NAME.scale beside it, and NAME.smooth if it was smoothed (`weights.Int8Rows`).
+
     Outputs are called `hidden.N` and `heads.NAME`, in the request's order, layers first.
     """
-    builder = _Builder(config, shapes)
+    builder = _Builder(config, parameters)
     last = config.num_layers
     confined = picks(heads, request, last) is not None
     # Layers above the deepest one asked for are not computed.
@@ -171,7 +235,7 @@ def build(
     for name, value in results.items():
         builder.nodes.append(helper.make_node("Identity", [value], [name]))
     initializers = [numpy_helper.from_array(v, name) for name, v in builder.constants.items()]
-    initializers += [_outside(name, shapes[name]) for name in builder.weights]
+    initializers += [_outside(name, parameters[name]) for name in builder.weights]
     graph = helper.make_graph(
         builder.nodes,
         "enrobe",
@@ -184,9 +248,10 @@ def build(
     return model, list(builder.weights)
 
 
-def _outside(name: str, shape: tuple[int, ...]) -> TensorProto:
+def _outside(name: str, value: npt.NDArray[Any]) -> TensorProto:
     """A weight that the session is given by name; no file of this name exists."""
-    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape)
+    kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+    tensor = TensorProto(name=name, data_type=kind, dims=value.shape)
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value="weights")
     return tensor

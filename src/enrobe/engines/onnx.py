@@ -1,37 +1,51 @@
 """ONNX Runtime: the engine that needs no PyTorch, and the default on a CPU."""
 
+import functools
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
 
-from enrobe.checkpoint import Checkpoint, shapes
+from enrobe.checkpoint import Checkpoint
 from enrobe.config import EncoderConfig, HeadConfig
-from enrobe.engines.base import Array, Outputs, Request, check
+from enrobe.engines.base import BUDGET, Outputs, Request, check
 from enrobe.engines.graph import build, picks
 from enrobe.text.ragged import Ids, Ragged, row_offsets
 from enrobe.weights import release_pages
 
 Int = npt.NDArray[np.int64]
 
+# Products are so quick in int8 that what lies between them counts: it is to stay in the cache.
+_INT8_BUDGET = 256
+
 
 class OnnxEngine:
     """Runs a checkpoint through ONNX Runtime, one session a set of requested outputs."""
 
     name = "onnx"
-    precision = "float32"
+    precision: str
+    budget: int
     config: EncoderConfig
     heads: Mapping[str, HeadConfig]
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        """Hold a checkpoint; a session is built when its outputs are first asked for."""
+    def __init__(self, checkpoint: Checkpoint, *, precision: str = "float32") -> None:
+        """Hold a checkpoint; a session is built when its outputs are first asked for.
+
+        precision: "float32", or "int8": the matrices that are stored as int8 are multiplied so.
+        """
+        assert precision in ("float32", "int8")
+        self.precision = precision
+        self.budget = _INT8_BUDGET if precision == "int8" else BUDGET
         self.config = checkpoint.config
         self.heads = checkpoint.heads
-        self._tensors = checkpoint.tensors
-        self._shapes = shapes(checkpoint.config, checkpoint.heads)
+        self._parameters: Mapping[str, npt.NDArray[Any]] = checkpoint.tensors
+        if precision == "int8":
+            self._parameters = _int8_parameters(checkpoint)
         self._sessions: dict[Request, ort.InferenceSession] = {}
         self._lock = threading.Lock()
 
@@ -79,13 +93,14 @@ class OnnxEngine:
             return self._sessions[request]
 
     def _build(self, request: Request) -> ort.InferenceSession:
-        model, names = build(self.config, self.heads, self._shapes, request)
+        model, names = build(self.config, self.heads, self._parameters, request)
+        arrays = [self._parameters[name] for name in names]
         options = ort.SessionOptions()
         options.log_severity_level = 3
         # Weights stay where they are, memory-mapped: nothing is written and nothing copied here.
-        values = [ort.OrtValue.ortvalue_from_numpy(self._tensors[name]) for name in names]
+        values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays]
         options.add_external_initializers(names, values)
-        with _giving_back([self._tensors[name] for name in names]):
+        with _giving_back(arrays):
             session = ort.InferenceSession(
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
@@ -94,8 +109,42 @@ class OnnxEngine:
         return session
 
 
+def _int8_parameters(checkpoint: Checkpoint) -> dict[str, npt.NDArray[Any]]:
+    """What `graph.build` takes: matrices as they are stored, their factors beside them."""
+    rows = checkpoint.int8
+    arrays: dict[str, npt.NDArray[Any]] = {
+        name: checkpoint.tensors[name] for name in checkpoint.tensors if name not in rows
+    }
+    for name, matrix in rows.items():
+        # The same numbers plus 128, where products of uint8 with int8 would be cut off.
+        values = (matrix.values.view(np.uint8) ^ 128) if _cuts_off() else matrix.values
+        arrays[name], arrays[f"{name}.scale"] = values, matrix.scale
+        if matrix.smooth is not None:
+            arrays[f"{name}.smooth"] = matrix.smooth
+    return arrays
+
+
+@functools.cache
+def _cuts_off() -> bool:
+    """Whether this processor's products of uint8 with int8 overflow.
+
+    Without VNNI, x86 adds two products in 16 bits, and cuts off what does not fit.
+    """
+    numbers, weights = np.full((1, 64), 255, np.uint8), np.full((64, 16), 127, np.int8)
+    node = helper.make_node("MatMulInteger", ["a", "b"], ["y"])
+    inputs = [helper.make_tensor_value_info("a", TensorProto.UINT8, [1, 64])]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.INT32, [1, 16])]
+    graph = helper.make_graph(
+        [node], "probe", inputs, outputs, [numpy_helper.from_array(weights, "b")]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"a": numbers})
+    return bool((found != 64 * 255 * 127).any())
+
+
 @contextmanager
-def _giving_back(tensors: list[Array]) -> Iterator[None]:
+def _giving_back(tensors: list[npt.NDArray[Any]]) -> Iterator[None]:
     """Give back the pages of mapped weights while a session reads them.
 
     ONNX Runtime packs a copy of each matrix; kept until the last is packed, the mapped file would

@@ -10,7 +10,7 @@ import torch
 
 from enrobe.checkpoint import Checkpoint
 from enrobe.config import EncoderConfig, HeadConfig
-from enrobe.engines.base import Array, Outputs, Request, check
+from enrobe.engines.base import BUDGET, Array, Outputs, Request, check
 from enrobe.errors import CallError, show
 from enrobe.nn.encoder import Encoder
 from enrobe.nn.heads import Model
@@ -29,6 +29,7 @@ class TorchEngine:
 
     name = "torch"
     precision: str
+    budget = BUDGET
     device: str
     config: EncoderConfig
     heads: Mapping[str, HeadConfig]

@@ -15,7 +15,7 @@ from typing import IO, get_args
 import numpy as np
 import numpy.typing as npt
 
-from enrobe.engines.base import BUDGET, Array, Request
+from enrobe.engines.base import Array, Request
 from enrobe.errors import CallError, EnrobeError, MissingExtraError, TextError
 from enrobe.evaluate.similarity import Progress
 from enrobe.sentence_folder import PoolName
@@ -53,7 +53,7 @@ def pooled_layers(model: Model, texts: Sequence[str]) -> tuple[Array, dict[int, 
             parts += cut
     layers = tuple(range(config.num_layers + 1))
     pooled = [Pooling(len(texts), config.hidden_size, POOLS) for _ in layers]
-    for group in plan([len(part.ids) for part in parts], budget=BUDGET):
+    for group in plan([len(part.ids) for part in parts], budget=model.engine.budget):
         batch = Ragged.from_rows([parts[i].ids for i in group])
         hidden = model.engine.run(batch, Request(layers=layers)).hidden
         for place, i in zip(batch.offsets, group, strict=False):

@@ -54,7 +54,7 @@ class _Counting:
     """An engine that counts the tokens that it is given."""
 
     def __init__(self, engine: Engine) -> None:
-        self.name, self.precision = engine.name, engine.precision
+        self.name, self.precision, self.budget = engine.name, engine.precision, engine.budget
         self.config, self.heads = engine.config, engine.heads
         self.tokens = 0
         self._engine = engine

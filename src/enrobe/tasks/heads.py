@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from enrobe.config import SEQUENCE_KINDS, HeadConfig, HeadKind
-from enrobe.engines.base import BUDGET, Array, Engine, Request
+from enrobe.engines.base import Array, Engine, Request
 from enrobe.errors import CallError, ModelError, nearest, show
 from enrobe.text.ragged import Ragged, plan
 from enrobe.text.rows import Row
@@ -66,7 +66,7 @@ def run_heads(
     """
     request = Request(heads=tuple(heads))
     found: list[Mapping[str, Array]] = [{}] * len(rows)
-    for group in plan([len(row.ids) for row in rows], budget=BUDGET):
+    for group in plan([len(row.ids) for row in rows], budget=engine.budget):
         batch = Ragged.from_rows([rows[i].ids for i in group], [rows[i].types for i in group])
         values = engine.run(batch, request).heads
         for n, i in enumerate(group):

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from enrobe.engines.base import BUDGET, Array, Engine, Request
+from enrobe.engines.base import Array, Engine, Request
 from enrobe.errors import TextError
 from enrobe.tasks.parts import Cutter, Long, run_parts
 from enrobe.tasks.results import TokenVectors
@@ -39,7 +39,7 @@ def hidden_states(
             rows[number] = tokenizer.frame_ids(ids)
     numbers = list(rows)
     layers = tuple(range(engine.config.num_layers + 1))
-    for group in plan([len(row) for row in rows.values()], budget=BUDGET):
+    for group in plan([len(row) for row in rows.values()], budget=engine.budget):
         batch = Ragged.from_rows([rows[numbers[i]] for i in group])
         hidden = engine.run(batch, Request(layers=layers)).hidden
         for n, i in enumerate(group):

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from enrobe.engines.base import BUDGET, Engine, Request
+from enrobe.engines.base import Engine, Request
 from enrobe.errors import ModelError
 from enrobe.text.ragged import Ids, Ragged, plan, row_offsets
 from enrobe.text.tokenizer import Tokenizer
@@ -48,7 +48,7 @@ def run_masked(
     request = Request(heads=(mask_head(engine),))
     most = max(1, _LARGEST_OUTPUT // engine.config.vocab_size)
     out: dict[int, Result] = {}
-    for group in plan([len(row.ids) for row in rows], budget=BUDGET):
+    for group in plan([len(row.ids) for row in rows], budget=engine.budget):
         for part in _parts(group, rows, most):
             batch = Ragged.from_rows([rows[i].ids for i in part])
             starts = batch.offsets[:-1]

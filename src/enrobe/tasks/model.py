@@ -28,7 +28,7 @@ from enrobe.tasks.results import Fill, Score, TokenVectors
 from enrobe.text.tokenizer import Tokenizer
 
 EngineName = Literal["auto", "onnx", "torch"]
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Device = Literal["auto", "cpu", "cuda"]
 
 Array = npt.NDArray[np.float32]
@@ -372,7 +372,8 @@ def load(
         model: a folder, a built-in name, or a hub id such as "FacebookAI/roberta-base"; None:
             $ENROBE_MODEL, else the built-in model.
         engine: "auto" is onnx on a CPU, torch on a GPU.
-        precision: "auto" is float32; the half precisions are for a GPU.
+        precision: "auto" is int8 for a folder that `enrobe.quantize` made for it, on a CPU, else
+            float32; the half precisions are for a GPU.
         device: "auto" is the CPU; "cuda" has to be asked for, since finding out costs the import of
             PyTorch.
 
@@ -392,12 +393,21 @@ def load(
             raise CallError(f"{name} is {show(value)}; allowed: {', '.join(allowed)}{hint}")
     where = "cpu" if device == "auto" else device
     chosen = ("torch" if where == "cuda" else "onnx") if engine == "auto" else engine
-    width = "float32" if precision == "auto" else precision
-    if chosen == "onnx" and (where != "cpu" or width != "float32"):
-        raise CallError(
-            f"engine 'onnx' runs float32 on a CPU, not {width} on {where}; use engine='torch'"
-        )
     read = checkpoint.read(hub.resolve(model))
+    if precision == "auto":
+        width = "int8" if chosen == "onnx" and read.computes_int8 else "float32"
+    else:
+        width = precision
+    if chosen == "onnx" and (where != "cpu" or width not in ("float32", "int8")):
+        raise CallError(
+            f"engine 'onnx' runs float32 or int8 on a CPU, not {width} on {where}; "
+            "use engine='torch'"
+        )
+    if width == "int8" and not read.int8:
+        raise CallError(
+            f"precision 'int8', and {read.folder} holds no int8 matrices; "
+            "fix: enrobe quantize MODEL --output DIR, which says what that costs"
+        )
     tokenizer = Tokenizer.from_folder(read.folder, read.config.family, read.config.vocab_size)
     return Model(_engine(read, chosen, width, where), tokenizer, read.folder)
 
@@ -406,7 +416,7 @@ def _engine(read: checkpoint.Checkpoint, name: str, precision: str, device: str)
     if name == "onnx":
         from enrobe.engines.onnx import OnnxEngine
 
-        return OnnxEngine(read)
+        return OnnxEngine(read, precision=precision)
     try:
         from enrobe.engines.torch import TorchEngine
     except ModuleNotFoundError as error:

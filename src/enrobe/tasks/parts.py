@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from enrobe.engines.base import BUDGET, Array, Engine, Request
+from enrobe.engines.base import Array, Engine, Request
 from enrobe.errors import TextError
 from enrobe.text.ragged import Ids, Ragged, plan
 from enrobe.text.tokenizer import Tokenizer
@@ -106,7 +106,7 @@ def run_parts(
     """
     picked = first and tuple(layers) == (engine.config.num_layers,)
     request = Request(layers=tuple(sorted(layers)), picked=picked)
-    for group in plan([len(part.ids) for part in parts], budget=BUDGET):
+    for group in plan([len(part.ids) for part in parts], budget=engine.budget):
         batch = Ragged.from_rows([parts[i].ids for i in group])
         places = batch.offsets[:-1] + [parts[i].first for i in group]
         out = engine.run(batch, request, places if picked else None)
