@@ -139,9 +139,10 @@ class _Builder:
             tiny = self.value("tiny", np.array(np.finfo(np.float32).tiny * 128, np.float32))
             largest = self.node("Max", [high, low, tiny])
             scale = self.node("Div", [largest, self.value("127", np.array(127, np.float32))])
-            one = self.value("one", np.array(1, np.float32))
-            zero = self.value("zero_uint8", np.array(_ZERO, np.uint8))
-            numbers = self.node("QuantizeLinear", [self.node("Div", [x, scale]), one, zero])
+            flat = self.node("Reshape", [scale, self.constant("minus_one", [-1])])
+            zero = helper.make_tensor("zero", TensorProto.UINT8, [1], [_ZERO])
+            zeros = self.node("ConstantOfShape", [self.node("Shape", [flat])], value=zero)
+            numbers = self.node("QuantizeLinear", [x, flat, zeros], axis=0)
             self._quantized[key] = numbers, scale
         return self._quantized[key]
 
