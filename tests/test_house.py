@@ -17,8 +17,8 @@ SOURCE = ROOT / "src/enrobe"
 # Top to bottom; a module imports from its own floor or from one below.
 FLOORS = (
     ("cli", "__main__"),
-    ("console", "console_data", "console_predict", "console_scores", "progress"),
-    ("tasks", "train", "evaluate", "convert", "fairseq"),
+    ("console", "console_data", "console_predict", "console_scores", "console_small", "progress"),
+    ("tasks", "train", "compress", "evaluate", "convert", "fairseq"),
     ("engines", "nn", "data"),
     ("text", "hub", "sentence_folder"),
     ("checkpoint",),

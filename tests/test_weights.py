@@ -209,6 +209,8 @@ def stored(rng_seed: int = 4) -> dict[str, Any]:
         ({"x.scale": np.array([1, 1e300, 1], np.float64)}, "damaged scales"),
         ({"x.scale": np.array([1, -1, 1], np.float32)}, "damaged scales"),
         ({"x.scale": np.full(3, FLOAT32.max)}, "damaged scales"),
+        ({"x.zero": np.array([0.5], np.float32)}, "damaged zero"),
+        ({"x.zero": np.array([np.nan], np.float32)}, "damaged zero"),
         ({"x.smooth": np.ones(3, np.float32)}, r"smoothing factors of shape \(3,\)"),
         ({"x.smooth": np.full(5, np.nan, np.float32)}, "damaged smoothing factors"),
         ({"b": np.ones(4, np.int8)}, "no scales"),
@@ -230,11 +232,11 @@ def test_a_smoothed_matrix_comes_back_and_its_outliers_cost_the_others_nothing(
     rng = np.random.default_rng(8)
     smooth = np.exp2(rng.integers(-6, 7, 40)).astype(np.float32)
     matrix = rng.standard_normal((9, 40)).astype(np.float32) * smooth
-    rows = Int8Rows.of(matrix, smooth)
+    rows = Int8Rows.of(matrix, smooth, zero=16)
     write_stored(tmp_path / INT8_WEIGHTS, {"x": rows, "y": matrix})
     found = map_int8_rows(tmp_path / INT8_WEIGHTS)
     again = found["x"]
-    assert isinstance(again, Int8Rows) and again.smooth is not None
+    assert isinstance(again, Int8Rows) and again.smooth is not None and again.zero == 16
     assert (again.values == rows.values).all() and (again.smooth == smooth).all()
     assert found.keys() == {"x", "y"} and (found["y"] == matrix).all()
     # Each column on its own scale is as near as a matrix without outliers would be.

@@ -1,11 +1,13 @@
 """Enrobe: a toolkit for RoBERTa-family text encoders."""
 
+from enrobe.compress.api import quantize
 from enrobe.errors import (
     CallError,
     EnrobeError,
     HubError,
     MissingExtraError,
     ModelError,
+    RefusedError,
     TextError,
     TrainError,
 )
@@ -38,6 +40,7 @@ __all__ = [
     "Model",
     "ModelError",
     "Prediction",
+    "RefusedError",
     "Score",
     "Span",
     "TextError",
@@ -47,4 +50,5 @@ __all__ = [
     "finetune",
     "load",
     "pretrain",
+    "quantize",
 ]

@@ -5,6 +5,7 @@
     ├── TextError (ValueError)          one text cannot be processed; the others can
     ├── ModelError (ValueError)         a model folder, or a file in it, cannot be used
     ├── TrainError                      training cannot go on
+    ├── RefusedError                    a result is worse than it may be; nothing was written
     ├── HubError (OSError)              a model could not be fetched from the hub
     └── MissingExtraError (ImportError) an optional dependency is not installed
 
@@ -59,6 +60,10 @@ class ModelError(EnrobeError, ValueError):
 
 class TrainError(EnrobeError):
     """Training cannot go on."""
+
+
+class RefusedError(EnrobeError):
+    """A result is further from its model than it may be, and was not written."""
 
 
 class HubError(EnrobeError, OSError):

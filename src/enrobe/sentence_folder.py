@@ -13,6 +13,7 @@ an error.
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Literal, get_args
 from enrobe.atomic import sync
 from enrobe.checkpoint import read_json
 from enrobe.errors import ModelError, show
-from enrobe.weights import Array, map_safetensors, write_float32
+from enrobe.weights import WEIGHTS, Array, map_safetensors, write_float32
 
 PoolName = Literal["cls", "max", "mean", "mean_sqrt_len"]
 SimilarityName = Literal["cosine", "dot", "euclidean", "manhattan"]
@@ -89,6 +90,24 @@ def read_sentence_settings(folder: Path) -> SentenceSettings:
         return _read(folder)
     except ModelError as error:
         raise ModelError(f"{folder}: {error}") from None
+
+
+def copy_sentence_files(source: Path, target: Path) -> None:
+    """Copy what a folder says of its vectors beside other weights; nothing where it says nothing.
+
+    Raises:
+        ModelError: as `read_sentence_settings`.
+    """
+    if not (source / MODULES).is_file():
+        return
+    names = [MODULES, _SETTINGS, *_LENGTHS]
+    for kind, path in _modules(source):
+        if kind != "Transformer":
+            names += [f"{path.name}/config.json", f"{path.name}/{WEIGHTS}"]
+    for name in names:
+        if (source / name).is_file():
+            (target / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / name, target / name)
 
 
 def _read(folder: Path) -> SentenceSettings:

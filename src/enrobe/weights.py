@@ -2,11 +2,12 @@
 
 A file of int8 rows is named `model.int8.safetensors`. It holds a matrix NAME as int8, and as
 NAME.scale one float32 for each of its rows; a row is its numbers times its scale. A matrix that was
-smoothed has NAME.smooth too, a float32 for each of its columns, and is its numbers times both. What
-is float32 in the file is what it is: vectors, and matrices that int8 would have cost too much. It
-takes a quarter of the bytes, and no weight is further from what it was than half its row's scale.
-The file's name is its own, so that a program that does not know of scales finds no weights in the
-folder, rather than wrong ones.
+smoothed has NAME.smooth too, a float32 for each of its columns, and is its numbers times both.
+NAME.zero, where it is there, says which of 0 to 255 stands for 0 in its inputs. What is float32 in
+the file is what it is: vectors, and matrices that int8 would have cost too much. It takes a quarter
+of the bytes, and no weight is further from what it was than half its row's scale. The file's name
+is its own, so that a program that does not know of scales finds no weights in the folder, rather
+than wrong ones.
 
 Legend: N rows of a matrix (outputs of a linear layer, entries of a vocabulary), K columns.
 """
@@ -31,7 +32,7 @@ WEIGHTS = "model.safetensors"
 INT8_WEIGHTS = "model.int8.safetensors"
 
 _FLOATS = {"F32": np.float32, "F16": np.float16, "F64": np.float64, "BF16": np.uint16}
-_SCALE, _SMOOTH = ".scale", ".smooth"
+_SCALE, _SMOOTH, _ZERO = ".scale", ".smooth", ".zero"
 # Bounds of a row's scale. Under the first, a float32 has few digits left (a row of zeros takes it,
 # too); over the second, int8's -128 times the scale is beyond float32.
 _SMALLEST = np.finfo(np.float32).tiny
@@ -57,13 +58,16 @@ class Int8Rows:
     values: npt.NDArray[np.int8]
     scale: Array
     smooth: Array | None = None
+    zero: int = 128
+    # which of 0 to 255 stands for 0 in inputs: fewer below it where inputs are hardly negative
 
     @classmethod
-    def of(cls, matrix: Array, smooth: Array | None = None) -> Self:
+    def of(cls, matrix: Array, smooth: Array | None = None, zero: int = 128) -> Self:
         """The nearest one: symmetric, scale max|row| / 127.
 
-        smooth: powers of two, best; the inputs that the matrix is multiplied with are multiplied by
-            it (SmoothQuant, Xiao et al. 2022, with the factor on the inputs' side).
+        smooth: factors (K,) of the inputs that the matrix is multiplied with (SmoothQuant, Xiao et
+            al. 2022).
+        zero: as the field.
 
         Raises:
             ModelError: numbers that are not finite, or too large for a scale.
@@ -72,7 +76,7 @@ class Int8Rows:
         scale = np.maximum(np.abs(plain).max(axis=1, initial=0.0) / np.float32(127), _SMALLEST)
         if not (scale <= _LARGEST).all():
             raise ModelError("numbers that are not finite, or over 1e38")
-        return cls(np.rint(plain / scale[:, None]).astype(np.int8), scale, smooth)
+        return cls(np.rint(plain / scale[:, None]).astype(np.int8), scale, smooth, zero)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -125,7 +129,7 @@ def map_int8_rows(path: Path) -> dict[str, Array | Int8Rows]:
     """
     stored = _map(path, {**_FLOATS, "I8": np.int8})
     matrices = [name for name, values in stored.items() if values.dtype == np.int8]
-    factors = {name + suffix for name in matrices for suffix in (_SCALE, _SMOOTH)}
+    factors = {name + suffix for name in matrices for suffix in (_SCALE, _SMOOTH, _ZERO)}
     tensors: dict[str, Array | Int8Rows] = {}
     for name, values in stored.items():
         if values.dtype == np.int8:
@@ -140,7 +144,7 @@ def map_int8_rows(path: Path) -> dict[str, Array | Int8Rows]:
             _check_factors(scale, values.shape[0], what, "scales")
             if smooth is not None:
                 _check_factors(smooth, values.shape[1], what, "smoothing factors")
-            tensors[name] = Int8Rows(values, scale, smooth)
+            tensors[name] = Int8Rows(values, scale, smooth, _zero(stored.get(name + _ZERO), what))
         elif name not in factors:
             tensors[name] = values
     return tensors
@@ -157,6 +161,14 @@ def read_int8_rows(path: Path) -> dict[str, Array]:
         name: value.restore() if isinstance(value, Int8Rows) else np.array(value)
         for name, value in stored.items()
     }
+
+
+def _zero(stored: Array | None, what: str) -> int:
+    if stored is None:
+        return 128
+    if stored.shape != (1,) or not (1 <= stored[0] <= 254 and stored[0] == np.rint(stored[0])):
+        raise ModelError(f"{what} has a damaged zero; allowed: one whole number from 1 to 254")
+    return int(stored[0])
 
 
 def _check_factors(factors: Array, count: int, what: str, kind: str) -> None:
@@ -218,6 +230,8 @@ def write_stored(path: Path, tensors: Mapping[str, Array | Int8Rows]) -> None:
         stored[name + _SCALE] = value.scale
         if value.smooth is not None:
             stored[name + _SMOOTH] = value.smooth
+        if value.zero != 128:
+            stored[name + _ZERO] = np.array([value.zero], np.float32)
     safetensors.numpy.save_file(stored, path, metadata={"format": "enrobe-int8-rows"})
 
 

@@ -30,8 +30,8 @@ class Int8Reference:
         matrix = self.read.int8[weight]
         if matrix.smooth is not None:
             x_TK = x_TK * matrix.smooth
-        numbers_TK, scale_T1 = quantized(x_TK)
-        sums_TN = numbers_TK.astype(np.int64) @ matrix.values.T.astype(np.int64)
+        numbers_TK, scale_T1 = quantized(x_TK, matrix.zero)
+        sums_TN = (numbers_TK.astype(np.int64) - matrix.zero) @ matrix.values.T.astype(np.int64)
         return (sums_TN.astype(np.float32) * matrix.scale) * scale_T1 + bias_N
 
     def linear(self, x_TK: Array, name: str) -> Array:
@@ -80,11 +80,12 @@ class Int8Reference:
         return self.linear(x_TH, f"{path}.out")
 
 
-def quantized(x_TK: Array) -> tuple[npt.NDArray[np.int8], Array]:
-    """Whole numbers and a scale for each row: max|row| / 127, halves to the even side."""
-    largest = np.maximum(np.abs(x_TK).max(-1, keepdims=True), np.finfo(np.float32).tiny * 128)
-    scale_T1 = largest / np.float32(127)
-    return np.rint(x_TK / scale_T1).astype(np.int8), scale_T1
+def quantized(x_TK: Array, zero: int) -> tuple[npt.NDArray[np.uint8], Array]:
+    """Numbers of 0 to 255 and a scale for each row, halves to the even side."""
+    high = x_TK.max(-1, keepdims=True) / np.float32(255 - zero)
+    low = x_TK.min(-1, keepdims=True) / np.float32(-zero)
+    scale_T1 = np.maximum(np.maximum(high, low), np.finfo(np.float32).tiny)
+    return (np.clip(np.rint(x_TK / scale_T1) + zero, 0, 255)).astype(np.uint8), scale_T1
 
 
 def gelu(x: Array) -> Array:

@@ -4,9 +4,9 @@ Linear layers, norms and activations work on flat tokens; only inside attention 
 into a padded block and back. The graph holds what a request asks for and nothing else, and names
 its weights without holding them: the session gets them by name.
 
-A matrix that is given as int8 is multiplied as int8: each row of its input gets the scale
-max|row| / 127 and becomes int8 itself, so that the sums are whole numbers and exact, and no row
-knows of another.
+A matrix that is given as int8 is multiplied as int8: each row of its input gets a scale of its own
+and becomes whole numbers of 0 to 255, so that the sums are exact, and no row knows of another
+(docs/small.md has the formula).
 
 Legend: T tokens, B rows, S longest row, H hidden, V vocabulary, M asked positions, P picked
 positions (those that the last layer has to be computed at), Q most picks of one row.
@@ -27,7 +27,7 @@ from enrobe.engines.base import Request
 _CONTRIB = "com.microsoft"
 _OPSET = 20
 _IR_VERSION = 9
-# What stands for 0 where int8 is stored as uint8.
+# What stands for 0 in uint8, unless a matrix says otherwise of its inputs.
 _ZERO = 128
 
 _INPUTS: dict[str, tuple[int, list[str]]] = {
@@ -77,8 +77,10 @@ class _Builder:
         self.weights: dict[str, None] = {}
         self.constants: dict[str, npt.NDArray[Any]] = {}
         self.used: dict[str, None] = {}
+        self.multiplied: dict[str, str] = {}
+        # the inputs of each matrix
         self._parameters = parameters
-        self._quantized: dict[tuple[str, bytes], tuple[str, str]] = {}
+        self._quantized: dict[tuple[str, int, bytes], tuple[str, str]] = {}
 
     def node(self, op: str, inputs: list[str], domain: str = "", **attributes: Any) -> str:
         for name in inputs:
@@ -108,6 +110,7 @@ class _Builder:
 
     def product(self, x: str, weight: str, bias: str) -> str:
         """x times the transposed weight, plus the bias."""
+        self.multiplied[weight] = x
         if self.is_int8(weight):
             return self.node("Add", [self.int8_product(x, weight), self.weight(bias)])
         return self.node("Gemm", [x, self.weight(weight), self.weight(bias)], transB=1)
@@ -119,29 +122,35 @@ class _Builder:
         # ONNX Runtime does this once, and packs what comes of it.
         turned = self.node("Transpose", [self.weight(weight)], perm=[1, 0])
         one = self.value("one", np.array(1, np.float32))
-        middles = [self.value("zero_uint8", np.array(_ZERO, np.uint8))]
+        zero = self.zero(weight)
+        middles = [self.value(f"zero_{zero}", np.array(zero, np.uint8))]
         if stored.dtype == np.uint8:
-            middles.append(middles[0])
+            middles.append(self.value(f"zero_{_ZERO}", np.array(_ZERO, np.uint8)))
         inputs = [numbers, turned, one, self.weight(f"{weight}.scale"), *middles]
         return self.node("Mul", [self.node("MatMulIntegerToFloat", inputs, _CONTRIB), scale])
 
+    def zero(self, weight: str) -> int:
+        stored = self._parameters.get(f"{weight}.zero")
+        return _ZERO if stored is None else int(stored[0])
+
     def quantized(self, x: str, weight: str) -> tuple[str, str]:
-        """A row's whole numbers, plus 128 as the fast kernels want them, and its scale."""
-        smooth = self._parameters.get(f"{weight}.smooth")
-        key = (x, b"" if smooth is None else smooth.tobytes())
+        """A row's numbers of 0 to 255, as the fast kernels want them, and its scale."""
+        smooth, zero = self._parameters.get(f"{weight}.smooth"), self.zero(weight)
+        key = (x, zero, b"" if smooth is None else smooth.tobytes())
         if key not in self._quantized:
             if smooth is not None:
                 x = self.node("Mul", [x, self.weight(f"{weight}.smooth")])
             axis = self.constant("last_axis", [-1])
             # Twice read is quicker than written once (Abs); a row of zeros has a scale, too.
-            high = self.node("ReduceMax", [x, axis], keepdims=1)
-            low = self.node("Neg", [self.node("ReduceMin", [x, axis], keepdims=1)])
-            tiny = self.value("tiny", np.array(np.finfo(np.float32).tiny * 128, np.float32))
-            largest = self.node("Max", [high, low, tiny])
-            scale = self.node("Div", [largest, self.value("127", np.array(127, np.float32))])
+            parts = [self.value("tiny", np.array(np.finfo(np.float32).tiny, np.float32))]
+            for op, room in (("ReduceMax", 255 - zero), ("ReduceMin", -zero)):
+                end = self.node(op, [x, axis], keepdims=1)
+                divisor = self.value(f"room_{room}", np.array(room, np.float32))
+                parts.append(self.node("Div", [end, divisor]))
+            scale = self.node("Max", parts)
             flat = self.node("Reshape", [scale, self.constant("minus_one", [-1])])
-            zero = helper.make_tensor("zero", TensorProto.UINT8, [1], [_ZERO])
-            zeros = self.node("ConstantOfShape", [self.node("Shape", [flat])], value=zero)
+            value = helper.make_tensor("zero", TensorProto.UINT8, [1], [zero])
+            zeros = self.node("ConstantOfShape", [self.node("Shape", [flat])], value=value)
             numbers = self.node("QuantizeLinear", [x, flat, zeros], axis=0)
             self._quantized[key] = numbers, scale
         return self._quantized[key]
@@ -213,17 +222,21 @@ def build(
     heads: Mapping[str, HeadConfig],
     parameters: Mapping[str, npt.NDArray[Any]],
     request: Request,
+    *,
+    inputs: bool = False,
 ) -> tuple[onnx.ModelProto, list[str]]:
     """The graph for a request, and the names of the weights that it takes.
 
     parameters: by the names of `checkpoint.shapes`; a matrix may be int8 (or uint8: the same plus
-        128), and has NAME.scale beside it, and NAME.smooth if it was smoothed (`weights.Int8Rows`).
+        128), has NAME.scale beside it, and may have NAME.smooth and NAME.zero (`weights.Int8Rows`).
+    inputs: what each matrix is multiplied with is an output, too, called `inputs.NAME`, after the
+        others; the last layer is then computed everywhere.
 
     Outputs are called `hidden.N` and `heads.NAME`, in the request's order, layers first.
     """
     builder = _Builder(config, parameters)
     last = config.num_layers
-    confined = picks(heads, request, last) is not None
+    confined = picks(heads, request, last) is not None and not inputs
     # Layers above the deepest one asked for are not computed.
     depth = last if request.heads else max(request.layers)
     states = [builder.embeddings()]
@@ -233,6 +246,8 @@ def build(
     results = {f"hidden.{layer}": states[layer] for layer in request.layers}
     for name in request.heads:
         results[f"heads.{name}"] = builder.head(states[-1], name, heads[name], picked=confined)
+    if inputs:
+        results |= {f"inputs.{name}": value for name, value in builder.multiplied.items()}
     for name, value in results.items():
         builder.nodes.append(helper.make_node("Identity", [value], [name]))
     initializers = [numpy_helper.from_array(v, name) for name, v in builder.constants.items()]

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from enrobe.checkpoint import Checkpoint
 from enrobe.config import EncoderConfig, HeadConfig
-from enrobe.engines.base import BUDGET, Outputs, Request, check
+from enrobe.engines.base import BUDGET, Array, Outputs, Request, check
 from enrobe.engines.graph import build, picks
 from enrobe.text.ragged import Ids, Ragged, row_offsets
 from enrobe.weights import release_pages
@@ -62,6 +62,21 @@ class OnnxEngine:
             heads=dict(zip(request.heads, values[count:], strict=True)),
         )
 
+    def inputs(self, batch: Ragged, request: Request, at: Ids) -> dict[str, Array]:
+        """What each matrix is multiplied with on the way to a request's outputs, by its name.
+
+        Shapes: (T, K), of a head (B, K) or (M, K). For measuring: the session is not kept.
+        """
+        check(batch, request, at, self)
+        session = self._build(request, inputs=True)
+        feed = self._feed(batch, request, at)
+        names = [out.name for out in session.get_outputs() if out.name.startswith("inputs.")]
+        wanted = {value.name for value in session.get_inputs()}
+        values = session.run(names, {name: feed[name] for name in wanted})
+        return {
+            name.removeprefix("inputs."): value for name, value in zip(names, values, strict=True)
+        }
+
     def _feed(self, batch: Ragged, request: Request, at: Ids | None) -> dict[str, npt.NDArray]:  # type: ignore[type-arg]
         cells, tokens = _block(batch.lengths)
         firsts = batch.offsets[:-1]
@@ -92,8 +107,8 @@ class OnnxEngine:
                 self._sessions[request] = self._build(request)
             return self._sessions[request]
 
-    def _build(self, request: Request) -> ort.InferenceSession:
-        model, names = build(self.config, self.heads, self._parameters, request)
+    def _build(self, request: Request, *, inputs: bool = False) -> ort.InferenceSession:
+        model, names = build(self.config, self.heads, self._parameters, request, inputs=inputs)
         arrays = [self._parameters[name] for name in names]
         options = ort.SessionOptions()
         options.log_severity_level = 3
@@ -121,6 +136,8 @@ def _int8_parameters(checkpoint: Checkpoint) -> dict[str, npt.NDArray[Any]]:
         arrays[name], arrays[f"{name}.scale"] = values, matrix.scale
         if matrix.smooth is not None:
             arrays[f"{name}.smooth"] = matrix.smooth
+        if matrix.zero != 128:
+            arrays[f"{name}.zero"] = np.array([matrix.zero])
     return arrays
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from enrobe.config import SEQUENCE_KINDS
 from enrobe.data.examples import TaskConfig, read_examples
-from enrobe.data.guess import complete
+from enrobe.data.guess import Guess, complete
 from enrobe.errors import CallError, TextError, nearest, show
 from enrobe.evaluate.heads import score_head
 from enrobe.evaluate.intervals import Interval, intervals, plain
@@ -124,16 +124,7 @@ def evaluate_head(
         ModelError: the model has no head that was trained on labels.
     """
     name = choose(model.engine, head, (*SEQUENCE_KINDS, "tag", "answer"))
-    own = model.engine.heads[name]
-    assert own.kind != "mlm"
-    task = TaskConfig(
-        kind=own.kind,
-        train=(Path(data),),
-        text=tuple(text) or own.text,
-        label=tuple(label),
-    )
-    guess = complete(task)
-    known = () if own.kind == "regress" else own.labels
+    guess, known = _read_as(model, data, name, text, label)
     examples = read_examples(guess.task, guess.task.train, labels=known)
     done = score_head(model.engine, model.tokenizer, name, examples)
     found = intervals([*done.measures.values()])
@@ -143,13 +134,47 @@ def evaluate_head(
     errors = [*(bad.error for bad in examples.bad), *([done.error] if done.error else [])]
     return HeadReport(
         head=name,
-        kind=own.kind,
+        kind=model.engine.heads[name].kind,
         rows=done.rows,
         scores=dict(zip(done.measures, found, strict=True)),
         skipped=len(examples.bad) + done.skipped,
         error=errors[0] if errors else None,
         said=(*guess.said, *examples.said, *unseen),
     )
+
+
+def labelled(
+    model: Model,
+    data: str | os.PathLike[str],
+    head: str,
+    text: Sequence[str] = (),
+    label: Sequence[str] = (),
+) -> tuple[TaskConfig, tuple[str, ...]]:
+    """How `evaluate_head` reads a file for a head: a task, and the labels that it knows.
+
+    Raises:
+        CallError: as `evaluate_head`.
+    """
+    guess, known = _read_as(model, data, head, text, label)
+    return guess.task, known
+
+
+def _read_as(
+    model: Model,
+    data: str | os.PathLike[str],
+    head: str,
+    text: Sequence[str],
+    label: Sequence[str],
+) -> tuple[Guess, tuple[str, ...]]:
+    own = model.engine.heads[head]
+    assert own.kind != "mlm"
+    task = TaskConfig(
+        kind=own.kind,
+        train=(Path(data),),
+        text=tuple(text) or own.text,
+        label=tuple(label),
+    )
+    return complete(task), () if own.kind == "regress" else own.labels
 
 
 def pairs(rows: Rows) -> list[tuple[str, str]]:

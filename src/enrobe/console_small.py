@@ -1,0 +1,43 @@
+"""What compression made, as tables."""
+
+import sys
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from enrobe.console import json_line, printable
+
+if TYPE_CHECKING:
+    from enrobe.compress.quantize import QuantizeReport
+
+
+def show_quantized(report: "QuantizeReport", *, as_json: bool) -> None:
+    """A quantized folder: sizes, speed, and what it cost."""
+    for line in report.said:
+        print(f"enrobe: {printable(line)}", file=sys.stderr)
+    if as_json or not Console().is_terminal:
+        sys.stdout.buffer.write(json_line(report.to_dict()))
+        sys.stdout.buffer.flush()
+        return
+    table = Table(box=None, padding=(0, 1))
+    for name in ("", "float32", report.precision, ""):
+        table.add_column(printable(name), justify="right" if name else "left")
+    for name, value in report.before.items():
+        new = report.after[name]
+        lost = f"{report.drop[name]:+.2%} lost"
+        table.add_row(printable(name), f"{value.value:.4f}", f"{new.value:.4f}", lost)
+    before, after = report.speed["float32"], report.speed[report.precision]
+    rows: list[tuple[str, float, float]] = [
+        ("weights, MB", report.file_bytes[0] / 1e6, report.file_bytes[1] / 1e6),
+        ("process, MB", before.memory / 1e6, after.memory / 1e6),
+        *((f"{length} tokens, ms", before.p50[length], after.p50[length]) for length in before.p50),
+        ("tokens a second", before.tokens_per_second, after.tokens_per_second),
+    ]
+    for label, old, new_ in rows:
+        table.add_row(label, f"{old:,.1f}", f"{new_:,.1f}", f"x {new_ / old:.2f}")
+    console = Console(highlight=False)
+    console.print(table)
+    if report.kept:
+        console.print(f"kept as float32: {', '.join(report.kept)}", markup=False)
+    console.print(f"written: {report.output}", markup=False)
