@@ -10,7 +10,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 import enrobe
 from enrobe import console, console_data, console_scores, console_small, progress
-from enrobe.compress.api import Quantized
+from enrobe.compress.api import ExportFormat, Quantized
 from enrobe.data.labels import Kind
 from enrobe.errors import EnrobeError, RefusedError
 from enrobe.evaluate.files import Task as EvaluateTask
@@ -259,6 +259,28 @@ def convert(source: str, *, output: Path, tokenizer: Path | None = None) -> int:
 
     for line in run_convert(source, output, tokenizer=tokenizer).report():
         print(line, file=sys.stderr)
+    return 0
+
+
+@app.command
+def export(model: ModelName, *, output: Path, format: ExportFormat, head: str | None = None) -> int:
+    """Write a model in another form.
+
+    huggingface: one head on its encoder, as a folder that transformers loads as it is. onnx,
+    openvino, tensorrt: a graph with all heads, run at once and compared with the model; exit code 3
+    and no folder where they differ.
+
+    Parameters
+    ----------
+    output
+        The folder to write; it must not exist, or be empty.
+    head
+        The head, where the model has several; of a graph else all.
+    """
+    from enrobe.compress.export import export as run_export
+
+    made = run_export(model, output, format=format, head=head)
+    print(f"written: {made}", file=sys.stderr)
     return 0
 
 

@@ -42,20 +42,18 @@ class Int8Reference:
         flat = (x_TH - mean) / np.sqrt(variance + np.float32(self.config.layer_norm_eps))
         return flat * self.read.tensors[f"{name}.weight"] + self.read.tensors[f"{name}.bias"]
 
-    def states(self, ids_T: Any, types_T: Any) -> list[Array]:
-        """Hidden states of one row. Shapes: L+1 times (T, H)."""
+    def embeddings(self, ids_T: Any, types_T: Any) -> Array:
+        """Layer 0 of one row. Shapes: (T,) -> (T, H)."""
         places = np.arange(len(ids_T)) + self.config.position_offset
         x_TH = self.read.tensors["embeddings.word.weight"][ids_T]
         x_TH = x_TH + self.read.tensors["embeddings.position.weight"][places]
         if self.config.type_vocab_size:
             x_TH = x_TH + self.read.tensors["embeddings.token_type.weight"][types_T]
-        x_TH = self.norm(x_TH, "embeddings.norm")
-        found = [x_TH]
-        for i in range(self.config.num_layers):
-            found.append(x_TH := self._layer(x_TH, f"layers.{i}"))
-        return found
+        return self.norm(x_TH, "embeddings.norm")
 
-    def _layer(self, x_TH: Array, name: str) -> Array:
+    def layer(self, x_TH: Array, index: int) -> Array:
+        """One layer of one row. Shapes: (T, H) -> (T, H)."""
+        name = f"layers.{index}"
         heads, size = self.config.num_heads, self.config.head_size
         parts = [self.linear(x_TH, f"{name}.{part}") for part in ("query", "key", "value")]
         query, key, value = (x.reshape(-1, heads, size).swapaxes(0, 1) for x in parts)

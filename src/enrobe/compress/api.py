@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from enrobe.compress.quantize import QuantizeReport
 
+ExportFormat = Literal["huggingface", "onnx", "openvino", "tensorrt"]
 Quantized = Literal["int8", "float16", "int8-weights"]
 
 
