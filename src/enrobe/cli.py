@@ -656,6 +656,35 @@ def quantize(
     return 0
 
 
+@app.command
+def trim(
+    model: ModelName,
+    *,
+    corpus: Path,
+    output: Path,
+    column: Column = None,
+    json: JsonObject = False,
+) -> int:
+    """Drop the vocabulary entries that a corpus never uses; covered text is read as before.
+
+    Tokenizer, embeddings and decoder lose them together. Every text of the corpus is cut into
+    tokens both ways, and vectors are compared bit for bit, before anything is kept.
+
+    Parameters
+    ----------
+    corpus
+        Texts like those that the model will read: txt, jsonl, csv, tsv, parquet; gz and xz.
+    output
+        A new folder.
+    column
+        The column that holds the text.
+    """
+    from enrobe.compress.trim import trim as run_trim
+
+    report = run_trim(model, output, corpus=corpus, column=column)
+    return console_small.show_trimmed(report, as_json=json)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; a mistake of the user's is one line on standard error and exit code 2.
 

@@ -10,6 +10,7 @@ from enrobe.console import json_line, printable
 
 if TYPE_CHECKING:
     from enrobe.compress.quantize import QuantizeReport
+    from enrobe.compress.trim import TrimReport
 
 
 def show_quantized(report: "QuantizeReport", *, as_json: bool) -> None:
@@ -41,3 +42,23 @@ def show_quantized(report: "QuantizeReport", *, as_json: bool) -> None:
     if report.kept:
         console.print(f"kept as float32: {', '.join(report.kept)}", markup=False)
     console.print(f"written: {report.output}", markup=False)
+
+
+def show_trimmed(report: "TrimReport", *, as_json: bool) -> int:
+    """A trimmed folder; the exit code: 2 where rows of the corpus were left out."""
+    if as_json or not Console().is_terminal:
+        sys.stdout.buffer.write(json_line(report.to_dict()))
+        sys.stdout.buffer.flush()
+    else:
+        console = Console(highlight=False)
+        (old, new_), (before, after) = report.rows, report.file_bytes
+        console.print(f"vocabulary: {old:,} entries, {new_:,} kept ({new_ / old:.0%})")
+        console.print(f"weights: {before / 1e6:,.1f} MB, now {after / 1e6:,.1f} MB")
+        console.print(f"{report.texts:,} texts are cut into the same {report.tokens:,} tokens")
+        console.print(f"{report.compared} have the same hidden states, bit for bit")
+        console.print(f"written: {report.output}", markup=False)
+    if not report.skipped:
+        return 0
+    reason = printable(" ".join(str(report.error).split()))
+    print(f"enrobe: {report.skipped:,} rows were left out; the first: {reason}", file=sys.stderr)
+    return 2
