@@ -657,6 +657,57 @@ def quantize(
 
 
 @app.command
+def optimize(
+    model: ModelName,
+    *,
+    output: Path,
+    evaluate: Path,
+    max_drop: float = 0.003,
+    threads: Annotated[str | None, Parameter(help="Numbers of threads to try: 1,2.")] = None,
+    head: str | None = None,
+    task: EvaluateTask | None = None,
+    columns: Column = None,
+    label: str | None = None,
+    json: JsonObject = False,
+) -> int:
+    """Find the engine, precision and number of threads that serve a model best on this machine.
+
+    The quickest at 128 tokens among those that lose at most --max-drop becomes a folder.
+
+    Parameters
+    ----------
+    output
+        A new folder: the model, with optimize.md, optimize.json and optimize.png.
+    evaluate
+        A labelled file that every way to run the model is measured on.
+    max_drop
+        The largest loss of any number, as a share of the float32 one.
+    head
+        The head that is measured; else all that were trained on labels.
+    task
+        What is measured in place of heads: similarity.
+    columns
+        The text columns: A,B; of a head those that it was trained on.
+    label
+        The label's column, else what the file leaves no doubt of; for sts the scores.
+    """
+    from enrobe.compress.measure import Data
+    from enrobe.compress.optimize import optimize as run_optimize
+
+    data = Data(
+        file=evaluate,
+        task=task,
+        head=head,
+        text=tuple(console.listed(columns) or ()),
+        label=tuple(console.listed(label) or ()),
+    )
+    counts = tuple(console.numbers(threads) or ())
+    report = run_optimize(model, output, data=data, max_drop=max_drop, threads=counts)
+    console_small.show_optimized(report, as_json=json)
+    return 0
+
+
+@app.command
 def trim(
     model: ModelName,
     *,

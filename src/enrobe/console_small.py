@@ -9,6 +9,7 @@ from rich.table import Table
 from enrobe.console import json_line, printable
 
 if TYPE_CHECKING:
+    from enrobe.compress.optimize import OptimizeReport
     from enrobe.compress.quantize import QuantizeReport
     from enrobe.compress.trim import TrimReport
 
@@ -62,3 +63,23 @@ def show_trimmed(report: "TrimReport", *, as_json: bool) -> int:
     reason = printable(" ".join(str(report.error).split()))
     print(f"enrobe: {report.skipped:,} rows were left out; the first: {reason}", file=sys.stderr)
     return 2
+
+
+def show_optimized(report: "OptimizeReport", *, as_json: bool) -> None:
+    """All ways to run a model, and the best."""
+    from enrobe.compress.optimize_report import header, in_words, table
+
+    for line in report.said:
+        print(f"enrobe: {printable(line)}", file=sys.stderr)
+    if as_json or not Console().is_terminal:
+        sys.stdout.buffer.write(json_line(report.to_dict()))
+        sys.stdout.buffer.flush()
+        return
+    shown = Table(box=None, padding=(0, 1))
+    for name in header(report):
+        shown.add_column(name, justify="right")
+    for row in table(report):
+        shown.add_row(*row)
+    console = Console(highlight=False)
+    console.print(shown)
+    console.print(f"best: {in_words(report.winner)}; written: {report.output}", markup=False)

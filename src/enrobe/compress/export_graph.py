@@ -3,9 +3,10 @@
 Legend: B rows, S places, N texts.
 """
 
+import re
 import shlex
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -210,9 +211,14 @@ def openvino_runner(xml: Path) -> Callable[[Values], Values]:
 
     def run(feed: Values) -> Values:
         found = compiled({name: feed[name] for name in inputs})
-        return {value.any_name: found[value] for value in compiled.outputs}
+        return {_public(value.get_names()): found[value] for value in compiled.outputs}
 
     return run
+
+
+def _public(names: Collection[str]) -> str:
+    """The name that we gave an output, where a node inside the graph has it, too."""
+    return next(name for name in names if not re.fullmatch(r"[A-Z]\w*_\d+", name))
 
 
 def imported_openvino() -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 from enrobe.compress.quantize import QuantizeReport
 
 _WORST = 8
-_NO_PICTURE = "no picture: matplotlib is not installed; fix: pip install 'enrobe[train]'"
+NO_PICTURE = "no picture: matplotlib is not installed; fix: pip install 'enrobe[train]'"
 
 
 def write_report(report: QuantizeReport, folder: Path) -> None:
@@ -60,7 +60,7 @@ def as_markdown(report: QuantizeReport, drawn: bool) -> str:
         lines[-1] += ", ".join(f"{name} {value:.1f}" for name, value in worst)
         lines += ["", f"Kept as float32: {', '.join(report.kept) or 'nothing'}."]
         lines += ["", f"Smoothed: {', '.join(report.smoothed) or 'nothing'}."]
-    lines += ["", "![](report.png)" if drawn else f"({_NO_PICTURE})"]
+    lines += ["", "![](report.png)" if drawn else f"({NO_PICTURE})"]
     lines += [f"({line})" for line in report.said]
     return "\n".join(lines) + "\n"
 

@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from enrobe.config import EncoderConfig, HeadConfig
-from enrobe.engines.base import Array
+from enrobe.engines.base import Array, Request
 from enrobe.sentence_folder import Dense, PoolName, SentenceSettings
 
 _OPSET = 17
@@ -30,6 +30,7 @@ _FAR = -1e9
 class _Graph:
     def __init__(self, config: EncoderConfig, tensors: Mapping[str, Array], *, half: bool) -> None:
         self.config, self.half = config, half
+        self.at = False
         self.nodes: list[onnx.NodeProto] = []
         self.values: dict[str, onnx.TensorProto] = {}
         self._tensors = tensors
@@ -139,6 +140,11 @@ class _Graph:
         """(B, S, H) -> (B, H): each row's first token, which is the first that is there."""
         return self.node("Gather", x, self.value("0", 0), axis=1)
 
+    def picked(self, x: str, flat: str) -> str:
+        """Asked places of the flattened block. Shapes: (B, S, H) -> (M, H)."""
+        self.at = True
+        return self.node("Gather", self.node("Reshape", x, flat), "at")
+
     def head(self, x: str, name: str, head: HeadConfig) -> str:
         path = f"heads.{name}"
         if head.kind == "mlm":
@@ -188,6 +194,37 @@ class _Graph:
 _ACTIVATIONS = {"Tanh": "Tanh", "ReLU": "Relu", "Sigmoid": "Sigmoid"}
 
 
+def build_request(
+    config: EncoderConfig,
+    heads: Mapping[str, HeadConfig],
+    tensors: Mapping[str, Array],
+    request: Request,
+) -> onnx.ModelProto:
+    """The graph for a request of an engine, on padded rows.
+
+    Outputs are `hidden.N` (B, S, H), of a picked last layer (M, H), and `heads.NAME` (B, C),
+    (B, S, C), or (M, V) of a masked-LM head. What is asked at positions takes one more input: `at`
+    (M,), places of the flattened block.
+    """
+    graph = _Graph(config, tensors, half=False)
+    far = graph.far()
+    states = [graph.embeddings()]
+    depth = config.num_layers if request.heads else max(request.layers)
+    for index in range(depth):
+        states.append(graph.layer(states[-1], index, far))
+    flat = graph.value("flat", [-1, config.hidden_size])
+    results = {}
+    for layer in request.layers:
+        picked = request.picked and layer == config.num_layers
+        x = states[layer]
+        results[f"hidden.{layer}"] = graph.picked(x, flat) if picked else x
+    for name in request.heads:
+        mlm = heads[name].kind == "mlm"
+        x = graph.picked(states[-1], flat) if mlm else states[-1]
+        results[f"heads.{name}"] = graph.head(x, name, heads[name])
+    return _model(graph, {name: (value, None) for name, value in results.items()})
+
+
 def build_plain(
     config: EncoderConfig,
     heads: Mapping[str, HeadConfig],
@@ -225,13 +262,20 @@ def build_plain(
             ["batch", width] if head.is_sequence else ["batch", "sequence", width]
         )
         results[f"{prefix}logits"] = (out, shape)
+    return _model(graph, results)
+
+
+def _model(
+    graph: _Graph, results: Mapping[str, tuple[str, list[str | int] | None]]
+) -> onnx.ModelProto:
     for name, (value, _) in results.items():
         graph.nodes.append(helper.make_node("Identity", [value], [name]))
     names = ["input_ids", "attention_mask"]
-    names += ["token_type_ids"] if config.type_vocab_size > 1 else []
+    names += ["token_type_ids"] if graph.config.type_vocab_size > 1 else []
+    shapes = {name: ["batch", "sequence"] for name in names} | ({"at": ["M"]} if graph.at else {})
     inputs = [
-        helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "sequence"])
-        for name in names
+        helper.make_tensor_value_info(name, TensorProto.INT64, shape)
+        for name, shape in shapes.items()
     ]
     outputs = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)

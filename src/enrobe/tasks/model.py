@@ -27,7 +27,7 @@ from enrobe.tasks.pooling import similarity
 from enrobe.tasks.results import Fill, Score, TokenVectors
 from enrobe.text.tokenizer import Tokenizer
 
-EngineName = Literal["auto", "onnx", "torch"]
+EngineName = Literal["auto", "onnx", "torch", "openvino"]
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -381,7 +381,7 @@ def load(
         CallError: an argument is wrong, or two contradict each other.
         HubError: a hub id that cannot be fetched.
         ModelError: a folder that cannot be read.
-        MissingExtraError: the torch engine without PyTorch.
+        MissingExtraError: the torch engine without PyTorch, openvino without OpenVINO.
     """
     for name, value, allowed in (
         ("engine", engine, get_args(EngineName)),
@@ -403,6 +403,8 @@ def load(
             f"engine 'onnx' runs float32 or int8 on a CPU, not {width} on {where}; "
             "use engine='torch'"
         )
+    if chosen == "openvino" and (where != "cpu" or width != "float32"):
+        raise CallError(f"engine 'openvino' runs float32 on a CPU, not {width} on {where}")
     if width == "int8" and not read.int8:
         raise CallError(
             f"precision 'int8', and {read.folder} holds no int8 matrices; "
@@ -417,6 +419,14 @@ def _engine(read: checkpoint.Checkpoint, name: str, precision: str, device: str)
         from enrobe.engines.onnx import OnnxEngine
 
         return OnnxEngine(read, precision=precision)
+    if name == "openvino":
+        try:
+            from enrobe.engines.openvino import OpenvinoEngine
+        except ModuleNotFoundError as error:
+            if error.name != "openvino":
+                raise
+            raise MissingExtraError("OpenVINO", "openvino", "engine 'openvino'") from None
+        return OpenvinoEngine(read)
     try:
         from enrobe.engines.torch import TorchEngine
     except ModuleNotFoundError as error:
