@@ -168,7 +168,8 @@ def test_info(models: Path, source: Path) -> None:
     facts = info(None)
     weights = models / "enrobe-tiny" / "model.int8.safetensors"
     assert facts["folder"] == str(models / "enrobe-tiny")
-    assert facts["weights"] == {"stored": "int8 rows", "bytes": weights.stat().st_size}
+    expected = {"stored": "int8 rows", "computed": "float32", "bytes": weights.stat().st_size}
+    assert facts["weights"] == expected
     plain = info(source)
     assert plain["weights"]["stored"] == "floating point"
     assert plain["parameters"] == facts["parameters"]

@@ -9,8 +9,8 @@ from rich.table import Table
 from enrobe.console import json_line, printable
 
 if TYPE_CHECKING:
-    from enrobe.compress.optimize import OptimizeReport
-    from enrobe.compress.quantize import QuantizeReport
+    from enrobe.compress.optimize_report import OptimizeReport
+    from enrobe.compress.quantize_report import QuantizeReport
     from enrobe.compress.trim import TrimReport
 
 

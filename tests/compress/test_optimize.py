@@ -11,7 +11,8 @@ import enrobe
 from enrobe import cli
 from enrobe.compress import optimize as module
 from enrobe.compress import quantize as quantizing
-from enrobe.compress.optimize import Choice, front
+from enrobe.compress.optimize import front
+from enrobe.compress.optimize_report import Choice
 from enrobe.compress.timing import Speed, time_folder
 from enrobe.errors import CallError
 from tests.compress.test_quantize import labelled

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from enrobe.compress.quantize import QuantizeReport
+    from enrobe.compress.quantize_report import QuantizeReport
 
 ExportFormat = Literal["huggingface", "onnx", "openvino", "tensorrt"]
 Quantized = Literal["int8", "float16", "int8-weights"]

@@ -4,68 +4,19 @@ import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from enrobe import checkpoint, hub
 from enrobe.atomic import check_new, new_folder
 from enrobe.compress.measure import Data, drops
+from enrobe.compress.optimize_report import Choice, OptimizeReport, write_report
 from enrobe.compress.quantize import MAX_DROP, quantize
-from enrobe.compress.timing import Speed, time_folder
+from enrobe.compress.timing import time_folder
 from enrobe.errors import CallError, RefusedError, show
-from enrobe.evaluate.intervals import Interval, plain
+from enrobe.evaluate.intervals import Interval
 from enrobe.sentence_folder import copy_sentence_files
 from enrobe.tasks.model import EngineName, load
-
-LENGTH = 128
-"""The text whose latency decides, in tokens, or the model's longest row."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """One way to run the model."""
-
-    engine: str
-    precision: str
-    threads: int
-    lost: float
-    # of the number that falls most, as a share of it in float32
-    speed: Speed
-
-    @property
-    def latency(self) -> float:
-        """Milliseconds of one text, the median."""
-        return self.speed.p50[max(n for n in self.speed.p50 if n <= LENGTH)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizeReport:
-    """All that were tried, the winner, and those that no other beats in both speed and quality."""
-
-    output: Path
-    choices: tuple[Choice, ...]
-    winner: Choice
-    front: tuple[Choice, ...]
-    scores: Mapping[str, Mapping[str, Interval]]
-    # by "engine precision"
-    said: tuple[str, ...]
-    # what was not tried, and why
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields, as JSON has them."""
-        return {
-            "output": str(self.output),
-            "choices": [asdict(choice) for choice in self.choices],
-            "winner": asdict(self.winner),
-            "front": [self.choices.index(choice) for choice in self.front],
-            "scores": {
-                way: {name: plain(value) for name, value in scores.items()}
-                for way, scores in self.scores.items()
-            },
-            "said": list(self.said),
-        }
 
 
 def optimize(
@@ -141,8 +92,6 @@ def optimize(
             said=tuple(said),
         )
         _keep(source, small, winner, work)
-        from enrobe.compress.optimize_report import write_report
-
         write_report(report, work)
     return report
 

@@ -1,11 +1,62 @@
 """What `optimize` tried, as optimize.md, optimize.json and optimize.png beside the winner."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from enrobe.compress.optimize import Choice, OptimizeReport
 from enrobe.compress.quantize_report import NO_PICTURE
+from enrobe.compress.timing import Speed
+from enrobe.evaluate.intervals import Interval, plain
+
+LENGTH = 128
+"""The text whose latency decides, in tokens, or the model's longest row."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One way to run the model."""
+
+    engine: str
+    precision: str
+    threads: int
+    lost: float
+    # of the number that falls most, as a share of it in float32
+    speed: Speed
+
+    @property
+    def latency(self) -> float:
+        """Milliseconds of one text, the median."""
+        return self.speed.p50[max(n for n in self.speed.p50 if n <= LENGTH)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizeReport:
+    """All that were tried, the winner, and those that no other beats in both speed and quality."""
+
+    output: Path
+    choices: tuple[Choice, ...]
+    winner: Choice
+    front: tuple[Choice, ...]
+    scores: Mapping[str, Mapping[str, Interval]]
+    # by "engine precision"
+    said: tuple[str, ...]
+    # what was not tried, and why
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, as JSON has them."""
+        return {
+            "output": str(self.output),
+            "choices": [asdict(choice) for choice in self.choices],
+            "winner": asdict(self.winner),
+            "front": [self.choices.index(choice) for choice in self.front],
+            "scores": {
+                way: {name: plain(value) for name, value in scores.items()}
+                for way, scores in self.scores.items()
+            },
+            "said": list(self.said),
+        }
 
 
 def write_report(report: OptimizeReport, folder: Path) -> None:

@@ -7,7 +7,7 @@ alone in int8, then the fewest of the costliest that bring a number back within 
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,12 +20,13 @@ from enrobe.compress import calibrate
 from enrobe.compress.api import Quantized
 from enrobe.compress.int8 import Int8Model
 from enrobe.compress.measure import Data, drops
+from enrobe.compress.quantize_report import QuantizeReport, write_report
 from enrobe.compress.sensitivity import MOST_FLOAT, Cost, cheapest, costs
-from enrobe.compress.timing import Speed, time_folder
+from enrobe.compress.timing import time_folder
 from enrobe.engines.base import Array, Engine, Request
 from enrobe.engines.onnx import OnnxEngine
 from enrobe.errors import CallError, RefusedError, nearest, show
-from enrobe.evaluate.intervals import Interval, plain
+from enrobe.evaluate.intervals import Interval
 from enrobe.sentence_folder import copy_sentence_files
 from enrobe.tasks.model import Model
 from enrobe.text.tokenizer import Tokenizer
@@ -34,44 +35,6 @@ from enrobe.weights import Int8Rows
 MAX_DROP = 0.003
 _NAMED = 5
 # Costliest groups that a refusal or a report names.
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantizeReport:
-    """What was made, and what it cost."""
-
-    precision: Quantized
-    output: Path
-    file_bytes: tuple[int, int]
-    # of the weights on disk, before and after
-    parameter_bytes: tuple[int, int]
-    # of the numbers in memory, before and after
-    before: Mapping[str, Interval]
-    after: Mapping[str, Interval]
-    drop: Mapping[str, float]
-    # as a share of the number before; empty where no data was given
-    kept: tuple[str, ...]
-    # groups of matrices that stay float32
-    smoothed: tuple[str, ...]
-    # groups whose inputs are smoothed
-    layers_db: tuple[float, ...]
-    # signal to noise of each layer's hidden states, the embeddings first
-    products_db: Mapping[str, float]
-    # of each group's own product in int8, with exact inputs
-    speed: Mapping[str, Speed]
-    # "float32" and the new one, in turn on this machine
-    said: tuple[str, ...]
-    # what was taken for granted
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields, as JSON has them."""
-        out = {key: plain(value) for key, value in vars(self).items()}
-        out["output"] = str(self.output)
-        out["before"] = {name: plain(value) for name, value in self.before.items()}
-        out["after"] = {name: plain(value) for name, value in self.after.items()}
-        out["speed"] = {name: asdict(value) for name, value in self.speed.items()}
-        out["products_db"], out["drop"] = dict(self.products_db), dict(self.drop)
-        return out
 
 
 def quantize(
@@ -142,8 +105,6 @@ def quantize(
             speed=speed,
             said=work.said,
         )
-        from enrobe.compress.quantize_report import write_report
-
         write_report(report, scratch)
     return report
 

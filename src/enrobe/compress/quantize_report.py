@@ -1,13 +1,55 @@
 """What `quantize` made, as report.md, report.json and report.png beside the model."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from enrobe.compress.quantize import QuantizeReport
+from enrobe.compress.api import Quantized
+from enrobe.compress.timing import Speed
+from enrobe.evaluate.intervals import Interval, plain
 
 _WORST = 8
 NO_PICTURE = "no picture: matplotlib is not installed; fix: pip install 'enrobe[train]'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeReport:
+    """What was made, and what it cost."""
+
+    precision: Quantized
+    output: Path
+    file_bytes: tuple[int, int]
+    # of the weights on disk, before and after
+    parameter_bytes: tuple[int, int]
+    # of the numbers in memory, before and after
+    before: Mapping[str, Interval]
+    after: Mapping[str, Interval]
+    drop: Mapping[str, float]
+    # as a share of the number before; empty where no data was given
+    kept: tuple[str, ...]
+    # groups of matrices that stay float32
+    smoothed: tuple[str, ...]
+    # groups whose inputs are smoothed
+    layers_db: tuple[float, ...]
+    # signal to noise of each layer's hidden states, the embeddings first
+    products_db: Mapping[str, float]
+    # of each group's own product in int8, with exact inputs
+    speed: Mapping[str, Speed]
+    # "float32" and the new one, in turn on this machine
+    said: tuple[str, ...]
+    # what was taken for granted
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, as JSON has them."""
+        out = {key: plain(value) for key, value in vars(self).items()}
+        out["output"] = str(self.output)
+        out["before"] = {name: plain(value) for name, value in self.before.items()}
+        out["after"] = {name: plain(value) for name, value in self.after.items()}
+        out["speed"] = {name: asdict(value) for name, value in self.speed.items()}
+        out["products_db"], out["drop"] = dict(self.products_db), dict(self.drop)
+        return out
 
 
 def write_report(report: QuantizeReport, folder: Path) -> None:

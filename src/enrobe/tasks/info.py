@@ -40,7 +40,11 @@ def info(model: str | os.PathLike[str] | None) -> dict[str, Any]:
         "longest_row": config.max_tokens,
         "parameters": parameters,
         "memory": {"float32": 4 * parameters, "float16": 2 * parameters, "int8": int8},
-        "weights": {"stored": stored, "bytes": sum(file.stat().st_size for file in files)},
+        "weights": {
+            "stored": stored,
+            "computed": "int8" if read.computes_int8 else "float32",
+            "bytes": sum(file.stat().st_size for file in files),
+        },
         "heads": {
             name: {"kind": head.kind, "labels": list(head.labels)}
             for name, head in read.heads.items()
