@@ -3,6 +3,8 @@
     pip install sentence-transformers ctranslate2
     python bench/embed_vs_peers.py [--rounds 2] [--texts 512] [--calls 60]
 
+`--prepare` writes models and texts alone, which a later call finds.
+
 W1: 512 texts with log-normal lengths in arrival order. W2: 32 texts of 128 tokens. Then one text of
 16 and of 128 tokens a call: p50 and p99. The model has RoBERTa-base's sizes and random weights.
 
@@ -34,6 +36,7 @@ from typing import Any
 import numpy as np
 from common import (
     BASE,
+    ROOT,
     exact_texts,
     machine,
     roberta_folder,
@@ -70,6 +73,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=60, help="with one text, of each length")
     parser.add_argument("--size", default="base", choices=SIZES, help="tiny: a trial, not kept")
     parser.add_argument("--only", nargs="*", default=list(NEEDS), choices=NEEDS)
+    parser.add_argument("--prepare", action="store_true", help="models and texts, no more")
     parser.add_argument("--worker")
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
@@ -78,18 +82,23 @@ def main() -> None:
         return
     start = time.perf_counter()
     names = [name for name in NEEDS if name in options.only and find_spec(NEEDS[name])]
-    folder = scratch(f"embed-{options.size}")
-    lengths = prepare(folder, SIZES[options.size], options.texts, names)
+    folder = ROOT / f".cache/bench/embed-{options.size}-{options.texts}"
+    works = folder / "works.json"
+    if options.prepare or not works.exists():
+        prepare(scratch(folder.name), SIZES[options.size], options.texts)
+        if options.prepare:
+            return
+    lengths = json.loads(works.read_text())["lengths"]
     print(f"prepared in {time.perf_counter() - start:.0f} s", file=sys.stderr)
     bursts = max(1, round(options.calls / BURST))
-    works = {
+    rounds = {
         "w1": (options.rounds, 2.5),
         "w2": (options.rounds, 5.0),
         "one_16": (bursts, float("inf")),
         "one_128": (bursts, float("inf")),
     }
     arguments = {name: ["--folder", str(folder)] for name in (*names, LIMIT)}
-    found = take_turns_at(works, Path(__file__), arguments, aside=[LIMIT])
+    found = take_turns_at(rounds, Path(__file__), arguments, aside=[LIMIT])
     report: dict[str, Any] = {
         "size": options.size,
         "threads": THREADS,
@@ -110,10 +119,8 @@ def main() -> None:
 # --- before and after ---------------------------------------------------------------------------
 
 
-def prepare(
-    folder: Path, size: dict[str, int], count: int, names: list[str]
-) -> dict[str, list[int]]:
-    """Write the model, the contenders' forms of it, and the texts; their lengths in tokens."""
+def prepare(folder: Path, size: dict[str, int], count: int) -> None:
+    """Write the model, the contenders' forms of it, and the texts with their lengths in tokens."""
     from enrobe.text.tokenizer import Tokenizer
 
     roberta_folder(folder, **size)
@@ -140,11 +147,11 @@ def prepare(
         "one_128": exact_texts(tokenizer, tokens=128, count=1, seed=1),
     }
     lengths = {w: [len(row) for row in tokenizer.encode(texts)] for w, texts in works.items()}
+    for name in ("onnxruntime", "ctranslate2"):
+        if find_spec(NEEDS[name]):
+            line = [sys.executable, __file__, "--worker", f"convert_{name}"]
+            subprocess.run([*line, "--folder", str(folder)], check=True)
     (folder / "works.json").write_text(json.dumps({"texts": works, "lengths": lengths}))
-    for name in {"onnxruntime", "ctranslate2"} & set(names):
-        line = [sys.executable, __file__, "--worker", f"convert_{name}", "--folder", str(folder)]
-        subprocess.run(line, check=True)
-    return lengths
 
 
 def compare(
