@@ -170,15 +170,13 @@ def take_turns_at(
 
 
 class Quiet:
-    """Measures again what other processes of the machine disturbed, on a system with /proc."""
+    """Measures again what other processes disturbed, on a system with /proc."""
 
     MOST = 0.04
     """Of all cores, what others may take in the meantime."""
 
-    def __init__(
-        self, workers: Mapping[str, "subprocess.Popen[str]"], *, patience: int = 4
-    ) -> None:
-        self.workers, self.patience = workers, patience
+    def __init__(self, workers: Mapping[str, "subprocess.Popen[str]"]) -> None:
+        self.workers = workers
         self.disturbed = 0
 
     def measure(self, run: Callable[[], str]) -> float:

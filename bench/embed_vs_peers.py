@@ -1,9 +1,9 @@
 """Mean-pooled vectors, float32, two threads: Enrobe against its peers on W1, W2 and single texts.
 
     pip install sentence-transformers ctranslate2
-    python bench/embed_vs_peers.py [--rounds 2] [--texts 512] [--calls 60]
-
-`--prepare` writes models and texts alone, which a later call finds.
+    python bench/embed_vs_peers.py prepare      # a model, in everyone's form, and texts
+    python bench/embed_vs_peers.py w1           # then w1-padded, w2, single: each in turn
+    python bench/embed_vs_peers.py report
 
 W1: 512 texts with log-normal lengths in arrival order. W2: 32 texts of 128 tokens. Then one text of
 16 and of 128 tokens a call: p50 and p99. The model has RoBERTa-base's sizes and random weights.
@@ -27,7 +27,8 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -66,60 +67,79 @@ BLOCK = 1024
 TOLERANCE = 1e-4
 
 
+@dataclass(frozen=True)
+class Piece:
+    """What is measured in one call: who, at which work, in how many rounds."""
+
+    who: tuple[str, ...]
+    works: Mapping[str, int]
+
+
+PIECES = {
+    "w1": Piece(("enrobe", "onnxruntime", "ctranslate2"), {"w1": 2}),
+    # Several times slower than these; one round shows it.
+    "w1-padded": Piece(("enrobe", "transformers", "sentence_transformers"), {"w1": 1}),
+    "w2": Piece(tuple(NEEDS), {"w2": 2}),
+    "single": Piece(tuple(NEEDS), {"one_16": 6, "one_128": 6}),
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=2, help="of W1 and W2")
-    parser.add_argument("--texts", type=int, default=512, help="of W1")
-    parser.add_argument("--calls", type=int, default=60, help="with one text, of each length")
+    parser.add_argument("part", choices=("prepare", *PIECES, "report"), nargs="?")
     parser.add_argument("--size", default="base", choices=SIZES, help="tiny: a trial, not kept")
-    parser.add_argument("--only", nargs="*", default=list(NEEDS), choices=NEEDS)
-    parser.add_argument("--prepare", action="store_true", help="models and texts, no more")
     parser.add_argument("--worker")
     parser.add_argument("--folder", type=Path)
     options = parser.parse_args()
+    folder = ROOT / f".cache/bench/embed-{options.size}"
     if options.worker:
         worker(options.worker, options.folder)
-        return
-    start = time.perf_counter()
-    names = [name for name in NEEDS if name in options.only and find_spec(NEEDS[name])]
-    folder = ROOT / f".cache/bench/embed-{options.size}-{options.texts}"
-    works = folder / "works.json"
-    if options.prepare or not works.exists():
-        prepare(scratch(folder.name), SIZES[options.size], options.texts)
-        if options.prepare:
-            return
-    lengths = json.loads(works.read_text())["lengths"]
-    print(f"prepared in {time.perf_counter() - start:.0f} s", file=sys.stderr)
-    bursts = max(1, round(options.calls / BURST))
-    rounds = {
-        "w1": (options.rounds, 2.5),
-        "w2": (options.rounds, 5.0),
-        "one_16": (bursts, float("inf")),
-        "one_128": (bursts, float("inf")),
-    }
+    elif options.part == "prepare":
+        prepare(scratch(folder.name), SIZES[options.size])
+    elif options.part == "report":
+        report(folder, SIZES[options.size])
+    else:
+        measure(options.part, folder, SIZES[options.size])
+
+
+def measure(part: str, folder: Path, size: dict[str, int]) -> None:
+    """One piece, kept beside the models for the report."""
+    lengths = json.loads((folder / "works.json").read_text())["lengths"]
+    piece = PIECES[part]
+    names = [name for name in piece.who if find_spec(NEEDS[name])]
     arguments = {name: ["--folder", str(folder)] for name in (*names, LIMIT)}
+    rounds = {work: (count, float("inf")) for work, count in piece.works.items()}
     found = take_turns_at(rounds, Path(__file__), arguments, aside=[LIMIT])
-    report: dict[str, Any] = {
-        "size": options.size,
+    facts = compare(found, {work: lengths[work] for work in piece.works}, size, folder)
+    facts["left_out"] = {name: "not installed" for name in piece.who if name not in names}
+    (folder / f"found-{part}.json").write_text(json.dumps(facts))
+    print(json.dumps(facts, indent=2))
+
+
+def report(folder: Path, size: dict[str, int]) -> None:
+    """All pieces as one file."""
+    lengths = json.loads((folder / "works.json").read_text())["lengths"]
+    names = ("enrobe", *(n.replace("_", "-") for n in NEEDS if n.startswith(("sent", "ctr"))))
+    facts = {
+        "size": size,
         "threads": THREADS,
         "texts": {work: len(rows) for work, rows in lengths.items()},
         "tokens": {work: sum(rows) for work, rows in lengths.items()},
-        "left_out": {n: "not installed" for n in options.only if n not in names},
-        "minutes": round((time.perf_counter() - start) / 60, 1),
-        **compare(found, lengths, SIZES[options.size], folder),
+        "versions": machine()["versions"] | {name: version(name) for name in names},
+        "pieces": {
+            part: json.loads((folder / f"found-{part}.json").read_text()) for part in PIECES
+        },
     }
-    extra = ("enrobe", *(n.replace("_", "-") for n in names if n.startswith(("sent", "ctr"))))
-    report["versions"] = machine()["versions"] | {name: version(name) for name in extra}
-    if options.size == "base":
-        write_report("embed_vs_peers", report)
+    if size == BASE:
+        write_report("embed_vs_peers", facts)
     else:
-        print(json.dumps(report, indent=2))
+        print(json.dumps(facts, indent=2))
 
 
 # --- before and after ---------------------------------------------------------------------------
 
 
-def prepare(folder: Path, size: dict[str, int], count: int) -> None:
+def prepare(folder: Path, size: dict[str, int]) -> None:
     """Write the model, the contenders' forms of it, and the texts with their lengths in tokens."""
     from enrobe.text.tokenizer import Tokenizer
 
@@ -141,8 +161,8 @@ def prepare(folder: Path, size: dict[str, int], count: int) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     tokenizer = Tokenizer.from_folder(folder, "roberta")
     works = {
-        "w1": workload_1(tokenizer, count=count, masks=False),
-        "w2": exact_texts(tokenizer, tokens=128, count=min(32, count)),
+        "w1": workload_1(tokenizer, masks=False),
+        "w2": exact_texts(tokenizer, tokens=128, count=32),
         "one_16": exact_texts(tokenizer, tokens=16, count=1),
         "one_128": exact_texts(tokenizer, tokens=128, count=1, seed=1),
     }
@@ -157,41 +177,38 @@ def prepare(folder: Path, size: dict[str, int], count: int) -> None:
 def compare(
     found: dict[str, Any], lengths: dict[str, list[int]], size: dict[str, int], folder: Path
 ) -> dict[str, Any]:
-    """Rates, ratios and shares of the limit; and whether all vectors agree."""
+    """Rates, ratios and shares of the limit, or milliseconds a call; and whether vectors agree."""
     limit = found.pop(LIMIT)
-    report: dict[str, Any] = {"contenders": found, "times_faster": {}, "limit": limit}
-    rates = {work: limit["gflop"] / limit[work]["median_s"] for work in ("w1", "w2")}
-    limit["gflop_per_s"] = {work: round(rate) for work, rate in rates.items()}
-    own = found.get("enrobe")
-    for work in ("w1", "w2"):
-        for facts in found.values():
-            spent = facts[work]["median_s"]
-            facts[work]["tokens_per_s"] = round(sum(lengths[work]) / spent)
-            share = operations(size, lengths[work]) / 1e9 / spent / rates[work]
-            facts[work]["share_of_limit"] = round(share, 3)
-        report["times_faster"][work] = {
-            name: round(facts[work]["median_s"] / own[work]["median_s"], 2)
-            for name, facts in found.items()
-            if own and facts is not own
-        }
-    table: dict[str, Any] = {"one_16": {}, "one_128": {}}
-    for work, rows in table.items():
-        del limit[work]
+    own = found["enrobe"]
+    out: dict[str, Any] = {"limit": {"library": limit["library"]}}
+    for work, rows in lengths.items():
+        table: dict[str, Any] = {}
+        calls = {name: facts["calls_ms"].get(work) for name, facts in found.items()}
+        limit_rate = limit["gflop"] / limit[work]["median_s"] if work in ("w1", "w2") else None
+        if limit_rate:
+            out["limit"][f"gflop_per_s_{work}"] = round(limit_rate)
         for name, facts in found.items():
-            del facts[work]  # seconds a burst
-            p50, p99 = np.percentile(facts["calls_ms"][work], (50, 99)).tolist()
-            calls = len(facts["calls_ms"][work])
-            rows[name] = {"p50_ms": round(p50, 1), "p99_ms": round(p99, 1), "calls": calls}
-    for facts in found.values():
-        del facts["calls_ms"]
+            table[name] = {"peak_mb": facts["peak_mb"]}
+            if limit_rate:
+                spent = facts[work]["median_s"]
+                share = operations(size, rows) / 1e9 / spent / limit_rate
+                table[name] |= facts[work] | {
+                    "tokens_per_s": round(sum(rows) / spent),
+                    "share_of_limit": round(share, 3),
+                    "enrobe_is_faster_by": round(spent / own[work]["median_s"], 2),
+                }
+            else:
+                p50, p99 = np.percentile(calls[name], (50, 99)).tolist()
+                table[name] |= {"p50_ms": round(p50, 1), "p99_ms": round(p99, 1)}
+                table[name]["calls"] = len(calls[name])
+        out[work] = table
     vectors = {name: np.load(folder / f"{name}.npz") for name in found}
-    reference = "transformers" if "transformers" in vectors else next(iter(vectors))
     differ = {
-        name: max(float(np.abs(arrays[w] - vectors[reference][w]).max()) for w in lengths)
+        name: max(float(np.abs(arrays[w] - vectors["enrobe"][w]).max()) for w in lengths)
         for name, arrays in vectors.items()
+        if name != "enrobe"
     }
-    return report | {
-        "one_text": table,
+    return out | {
         "same_vectors": max(differ.values()) <= TOLERANCE,
         "largest_difference": {name: float(f"{value:.1e}") for name, value in differ.items()},
     }
