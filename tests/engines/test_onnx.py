@@ -101,7 +101,7 @@ def test_nothing_is_computed_that_was_not_asked_for(tmp_path: Path) -> None:
     out = engine.run(batch, Request(layers=(1,)))
     assert list(out.hidden) == [1]
     assert not out.heads
-    session = engine._session(Request(layers=(1,)))
+    session, _ = engine._session(Request(layers=(1,)))
     assert {value.name for value in session.get_inputs()} == {
         "ids",
         "positions",

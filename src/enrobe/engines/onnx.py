@@ -46,15 +46,14 @@ class OnnxEngine:
         self._parameters: Mapping[str, npt.NDArray[Any]] = checkpoint.tensors
         if precision == "int8":
             self._parameters = _int8_parameters(checkpoint)
-        self._sessions: dict[Request, ort.InferenceSession] = {}
+        self._sessions: dict[Request, tuple[ort.InferenceSession, list[str]]] = {}
         self._lock = threading.Lock()
 
     def run(self, batch: Ragged, request: Request, at: Ids | None = None) -> Outputs:
         """See `engines.base.Engine.run`."""
         check(batch, request, at, self)
-        session = self._session(request)
+        session, wanted = self._session(request)
         feed = self._feed(batch, request, at)
-        wanted = {value.name for value in session.get_inputs()}
         values = session.run(None, {name: feed[name] for name in wanted})
         count = len(request.layers)
         return Outputs(
@@ -101,10 +100,12 @@ class OnnxEngine:
             )
         return feed
 
-    def _session(self, request: Request) -> ort.InferenceSession:
+    def _session(self, request: Request) -> tuple[ort.InferenceSession, list[str]]:
+        """A session, and what it takes: asking it every time costs more than a short row's norms."""
         with self._lock:
             if request not in self._sessions:
-                self._sessions[request] = self._build(request)
+                session = self._build(request)
+                self._sessions[request] = session, [v.name for v in session.get_inputs()]
             return self._sessions[request]
 
     def _build(self, request: Request, *, inputs: bool = False) -> ort.InferenceSession:

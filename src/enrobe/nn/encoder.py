@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from enrobe.config import EncoderConfig
 from enrobe.nn.attention import Ids, Spans, attend, plan
+from enrobe.nn.dropout import Dropout
 
 # How every parameter starts, by name; the first match holds. `normal` has a mean of 0 and a
 # standard deviation of initializer_range (BERT, RoBERTa). The word embedding of pad_id is 0.
@@ -105,7 +106,7 @@ class Layer(nn.Module):
         self.up = nn.Linear(hidden, wide)
         self.down = nn.Linear(wide, hidden)
         self.norm = nn.LayerNorm(hidden, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
 
     def forward(self, hidden_TH: Tensor, spans: Spans) -> Tensor:
         """Shapes: hidden (T, H) -> (P, H), where P is T unless the spans pick positions."""
@@ -142,7 +143,7 @@ class Encoder(nn.Module):
         }
         embeddings["norm"] = nn.LayerNorm(hidden, config.layer_norm_eps)
         self.embeddings = Named(embeddings)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         initialise(self, config)
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from enrobe.config import EncoderConfig, HeadConfig
 from enrobe.nn.attention import Ids
+from enrobe.nn.dropout import Dropout
 from enrobe.nn.encoder import Encoder, Named, initialise
 
 if TYPE_CHECKING:
@@ -56,10 +57,10 @@ class SequenceHead(nn.Module):
 
     def __init__(self, config: EncoderConfig, head: HeadConfig) -> None:
         super().__init__()
-        self.input_dropout = nn.Dropout(head.input_dropout)
+        self.input_dropout = Dropout(head.input_dropout)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation = nn.Tanh() if head.activation == "tanh" else nn.ReLU()
-        self.dropout = nn.Dropout(head.dropout)
+        self.dropout = Dropout(head.dropout)
         self.out = nn.Linear(config.hidden_size, head.width)
 
     def forward(self, first_BH: Tensor) -> Tensor:
@@ -74,7 +75,7 @@ class TokenHead(nn.Module):
 
     def __init__(self, config: EncoderConfig, head: HeadConfig) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(head.dropout)
+        self.dropout = Dropout(head.dropout)
         self.out = nn.Linear(config.hidden_size, head.width)
 
     def forward(self, hidden_TH: Tensor) -> Tensor:

@@ -219,6 +219,8 @@ def longest_row(config: EncoderConfig, tokenizer: Tokenizer, settings: SentenceS
 
 
 def _prompt_ids(prompt: str, tokenizer: Tokenizer, limit: int, *, special: bool) -> Ids:
+    if not prompt:
+        return np.empty(0, np.int64)
     (ids,) = tokenizer.ids([prompt], special=special)
     if isinstance(ids, TextError):
         raise CallError(f"prompt {show(prompt)}: {ids}")

@@ -157,7 +157,11 @@ class Tokenizer:
     ) -> list[tuple[Encoding, Ids] | TextError]:
         checked = [_readable(text) for text in texts]
         clean = [text for text in checked if isinstance(text, str)]
-        encodings = iter(encode(clean, add_special_tokens=False))
+        if len(clean) == 1:
+            # A batch goes to threads, which one text waits for in vain.
+            encodings = iter([self._backend.encode(clean[0], add_special_tokens=False)])
+        else:
+            encodings = iter(encode(clean, add_special_tokens=False))
         out: list[tuple[Encoding, Ids] | TextError] = []
         for text in checked:
             if isinstance(text, TextError):

@@ -42,6 +42,7 @@ from enrobe.train.loop import Run, fit
 from enrobe.train.recipe import as_values
 from enrobe.train.state import BEST, LATEST, Checkpoints, load_state
 from enrobe.train.supervised import collate, head_loss
+from enrobe.train.word_rows import train_used_words
 from enrobe.train.work import Evaluation, Micro, encoder_flops, micro_batches, model_arrays, say
 
 # The learned log-variances of tasks, beside a checkpoint's model.
@@ -98,6 +99,7 @@ def run(recipe: FinetuneRecipe, *, resume: bool) -> FinetuneResult:
         config = recipe.train.config(steps=plan.steps, epoch=plan.steps_an_epoch)
         say(f"{sum(map(len, plan.sources.values())):,} rows to learn from, {plan.steps:,} steps")
         model.to(group.device)
+        train_used_words(model, plan.used_words())
         work = HeadTraining(model, tokenizer, read.folder, recipe, tasks, plan)
         folder.mkdir(parents=True, exist_ok=True)
         ended = fit(

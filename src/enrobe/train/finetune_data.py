@@ -17,6 +17,7 @@ from enrobe.data.packing import Mixture
 from enrobe.data.splits import TaskData, load_task, text_key
 from enrobe.errors import CallError
 from enrobe.evaluate.intervals import Floats
+from enrobe.text.ragged import Ids
 from enrobe.text.tokenizer import Tokenizer
 from enrobe.train.finetune_recipe import FinetuneRecipe, FinetuneTable, head_of, shares
 from enrobe.train.supervised import TrainRow, encode
@@ -120,6 +121,11 @@ class Plan:
     def batch(self, step: int) -> list[TrainRow]:
         """The rows of a step."""
         return [self._row(at) for at in range(self._bounds[step], self._bounds[step + 1])]
+
+    def used_words(self) -> Ids:
+        """Ids that rows have, each once. Shapes: (U,)."""
+        found: Ids = np.unique(np.concatenate([row.ids for rows in self._rows for row in rows]))
+        return found
 
     def class_counts(self, name: str, width: int) -> Floats:
         """How often each class of a classify or tag task is a target. Shapes: (C,)."""
