@@ -101,7 +101,7 @@ class OnnxEngine:
         return feed
 
     def _session(self, request: Request) -> tuple[ort.InferenceSession, list[str]]:
-        """A session, and what it takes: asking it every time costs more than a short row's norms."""
+        """A session, and the inputs that it takes: asking it for them takes a while."""
         with self._lock:
             if request not in self._sessions:
                 session = self._build(request)
