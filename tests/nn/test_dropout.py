@@ -85,9 +85,24 @@ def test_the_gradient_of_attention_is_that_of_its_differences(
     assert torch.autograd.gradcheck(mixed, inputs)
 
 
-def test_attention_that_drops_nearly_nothing_is_attention() -> None:
-    laid = plan(row_offsets([3, 1, 3, 2]), None, torch.device("cpu"))
-    query, key, value = torch.randn(3, 9, 12, generator=torch.Generator().manual_seed(2))
-    whole = attend(query, key, value, laid.every, heads=3, dropout=0.0)
-    nearly = attend(query, key, value, laid.every, heads=3, dropout=1e-9)
-    assert torch.allclose(whole, nearly, atol=1e-6)
+@pytest.mark.parametrize("at", [None, [0, 2, 44, 45, 46, 107]])
+def test_attention_that_drops_nearly_nothing_is_attention(at: list[int] | None) -> None:
+    # Blocks of several lengths, of one, and rows in which nobody asks.
+    lengths = [3, 40, 1, 20, 41, 3, 38]
+    offsets, tokens = row_offsets(lengths), sum(lengths)
+    laid = plan(offsets, None if at is None else np.array(at, np.int64), torch.device("cpu"))
+    assert len(laid.last.buckets) > 1
+    asking = tokens if at is None else len(at)
+    found = []
+    for dropout in (0.0, 1e-9):
+        generator = torch.Generator().manual_seed(2)
+        inputs = [
+            torch.randn(n, 12, generator=generator, requires_grad=True)
+            for n in (asking, tokens, tokens)
+        ]
+        mixed = attend(*inputs, laid.last, heads=3, dropout=dropout)
+        (mixed * torch.randn(mixed.shape, generator=generator)).sum().backward()
+        found.append([mixed, *(x.grad for x in inputs)])
+    for one, other in zip(*found, strict=True):
+        assert one is not None and other is not None
+        assert torch.allclose(one, other, atol=1e-6)

@@ -7,10 +7,10 @@ CUDA device in half precision one kernel takes all rows at once (FlashAttention-
 Legend: T tokens, B rows, H hidden, N heads, D head size, P positions that ask (queries).
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from functools import cached_property
+from itertools import islice, pairwise
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,8 @@ from torch.autograd.function import Function, once_differentiable
 from enrobe.nn.dropout import has_own_masks, keep_mask
 
 Ids = npt.NDArray[np.int64]
+# Tokens by which rows of one block may differ in length, or by an eighth.
+_NEAR = 16
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,6 +47,26 @@ class Spans:
     # of one row
     kernel: bool
     # whether the device has the kernel for all rows at once: Ampere or later
+
+    @cached_property
+    def buckets(self) -> "tuple[_Bucket, ...]":
+        """The rows in which somebody asks, those of like length together; for `_Dropping`."""
+        rows, of_rows, of_keys = (np.array(column) for column in zip(*self.blocks, strict=True))
+        queries, keys = np.repeat(of_rows, rows), np.repeat(of_keys, rows)
+        asked, known = np.cumsum(queries) - queries, np.cumsum(keys) - keys
+        found = []
+        stop = len(keys)
+        while stop:
+            longest = keys[stop - 1]
+            like = longest - max(_NEAR, longest // 8)
+            start = int(np.searchsorted(keys[:stop], like))
+            if queries[start:stop].any():
+                part = slice(start, stop)
+                found.append(
+                    _Bucket.of_rows(queries[part], keys[part], int(asked[start]), int(known[start]))
+                )
+            stop = start
+        return tuple(found)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -159,6 +181,9 @@ def attend(
             spans.most_keys,
         )
         assert isinstance(mixed_PND, Tensor)
+    elif dropout > 0 and has_own_masks(query_PND):
+        mixed_PND = _Dropping.apply(query_PND, key_TND, value_TND, spans.buckets, dropout)  # type: ignore[no-untyped-call]
+        assert isinstance(mixed_PND, Tensor)
     else:
         mixed_PND = _grouped(query_PND, key_TND, value_TND, spans.blocks, dropout)
     return mixed_PND.flatten(1)
@@ -182,11 +207,6 @@ def _grouped(
     blocks: tuple[tuple[int, int, int], ...],
     dropout: float,
 ) -> Tensor:
-    if dropout > 0 and has_own_masks(query_PND):
-        dropped_PND: Tensor = _Dropping.apply(  # type: ignore[no-untyped-call]
-            query_PND, key_TND, value_TND, blocks, dropout
-        )
-        return dropped_PND
     query_sizes = [rows * queries for rows, queries, _ in blocks]
     key_sizes = [rows * keys for rows, _, keys in blocks]
     parts = zip(
@@ -210,14 +230,69 @@ def _grouped(
     return torch.cat(mixed)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Bucket:
+    """Neighbouring rows of like length as a block: R rows, Q queries and K keys of the longest.
+
+    Shapes: asked (R * Q,) and known (R * K,), the position that stands at each place of the block,
+    any of them beyond a row's end; asked_back and known_back, the place of each position; beyond
+    (R, 1, K), -inf there, else 0; within (R * Q, 1), 0 there, else 1.
+    """
+
+    rows: int
+    queries: slice
+    keys: slice
+    # positions of its rows
+    asked: Tensor
+    known: Tensor
+    asked_back: Tensor
+    known_back: Tensor
+    beyond: Tensor
+    within: Tensor
+
+    @classmethod
+    def of_rows(cls, queries: Ids, keys: Ids, asked_from: int, known_from: int) -> Self:
+        """Rows with so many queries and keys, the first ones at these positions."""
+        asked, asked_back, within = _block(queries, asked_from)
+        known, known_back, inside = _block(keys, known_from)
+        beyond = torch.zeros(len(keys), 1, int(keys.max()))
+        beyond[~inside[:, None]] = -torch.inf
+        return cls(
+            rows=len(keys),
+            queries=slice(asked_from, asked_from + int(queries.sum())),
+            keys=slice(known_from, known_from + int(keys.sum())),
+            asked=asked,
+            known=known,
+            asked_back=asked_back,
+            known_back=known_back,
+            beyond=beyond,
+            within=within.view(-1, 1).float(),
+        )
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of places."""
+        return len(self.asked) * self.beyond.shape[2]
+
+
+def _block(lengths: Ids, start: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What stands where in a block of rows; see `_Bucket`; and which places are rows' own."""
+    places = np.arange(lengths.max())
+    inside = places < lengths[:, None]
+    firsts = np.cumsum(lengths) - lengths + start
+    positions = np.where(inside, firsts[:, None] + places, start)
+    back = np.flatnonzero(inside)
+    return torch.from_numpy(positions.ravel()), torch.from_numpy(back), torch.from_numpy(inside)
+
+
 class _Dropping(Function):
     """The same with dropout on a CPU, its gradient by hand.
 
-    A batch of short rows has almost as many blocks as rows, and then it is the number of operators
-    that takes the time: 5 a block and 7 for its gradient, where autograd has 35. The masks of all
-    blocks are drawn at once.
+    A batch of short rows has almost as many lengths as rows, and then the number of operators is
+    what takes the time: so rows of like length are padded to a block, here and nowhere else. No
+    share of attention goes to a place beyond a row's end, and no gradient comes from one.
 
-    Legend, beside the module's: G heads of all rows of a block, K keys of a row.
+    Legend, beside the module's: G heads of all rows of a block, Q queries and K keys of a row.
     """
 
     @staticmethod
@@ -226,73 +301,63 @@ class _Dropping(Function):
         query_PND: Tensor,
         key_TND: Tensor,
         value_TND: Tensor,
-        blocks: tuple[tuple[int, int, int], ...],
+        buckets: tuple[_Bucket, ...],
         dropout: float,
     ) -> Tensor:
-        heads, size = query_PND.shape[1:]
-        scaled_PND = query_PND * size**-0.5
-        pairs = sum(rows * queries * keys for rows, queries, keys in blocks)
-        masks = keep_mask(query_PND, dropout, (heads * pairs,))
-        mixed_PND = torch.empty_like(scaled_PND)
-        shares: list[Tensor] = []
+        _, heads, size = query_PND.shape
+        scaled_NPD = (query_PND * size**-0.5).transpose(0, 1).contiguous()
+        key_NTD, value_NTD = (x.transpose(0, 1).contiguous() for x in (key_TND, value_TND))
+        pairs = heads * sum(bucket.pairs for bucket in buckets)
+        masks = keep_mask(query_PND, dropout, (pairs,))
+        mixed_NPD = torch.empty_like(scaled_NPD)
+        kept: list[Tensor] = []
         at = 0
-        for rows, asked, known in _places(blocks):
-            query_GPD, key_GKD, value_GKD = (
-                _by_head(x, rows) for x in (scaled_PND[asked], key_TND[known], value_TND[known])
-            )
-            share_GPK = torch.softmax(torch.bmm(query_GPD, key_GKD.transpose(1, 2)), -1)
-            mask_GPK = masks[at : at + share_GPK.numel()].view_as(share_GPK)
-            at += share_GPK.numel()
-            _put(mixed_PND[asked], torch.bmm(share_GPK * mask_GPK, value_GKD), rows)
-            shares.append(share_GPK)
-        ctx.save_for_backward(scaled_PND, key_TND, value_TND, masks, *shares)
-        ctx.blocks = blocks
-        return mixed_PND
+        for bucket in buckets:
+            query_GQD = _pick(scaled_NPD, bucket.asked, bucket.rows)
+            key_GKD, value_GKD = (_pick(x, bucket.known, bucket.rows) for x in (key_NTD, value_NTD))
+            score_GQK = torch.bmm(query_GQD, key_GKD.transpose(1, 2))
+            score_GQK.view(heads, bucket.rows, *score_GQK.shape[1:]).add_(bucket.beyond)
+            share_GQK = torch.softmax(score_GQK, -1)
+            mask_GQK = masks[at : at + share_GQK.numel()].view_as(share_GQK)
+            at += share_GQK.numel()
+            mixed_GQD = torch.bmm(share_GQK * mask_GQK, value_GKD)
+            mixed_NPD[:, bucket.queries] = _back(mixed_GQD, bucket.asked_back, heads)
+            kept += [query_GQD, key_GKD, value_GKD, share_GQK, mask_GQK]
+        ctx.save_for_backward(*kept)
+        ctx.buckets, ctx.keys = buckets, len(key_TND)
+        return mixed_NPD.transpose(0, 1).contiguous()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_PND: Tensor) -> tuple[Tensor | None, ...]:
-        scaled_PND, key_TND, value_TND, masks, *shares = ctx.saved_tensors
-        query_grad = torch.empty_like(scaled_PND)
-        key_grad, value_grad = torch.zeros_like(key_TND), torch.zeros_like(value_TND)
-        grad_PND = grad_PND.contiguous()
-        at = 0
-        places = _places(ctx.blocks)
-        for (rows, asked, known), share_GPK in zip(places, shares, strict=True):
-            query_GPD, key_GKD, value_GKD, grad_GPD = (
-                _by_head(x, rows)
-                for x in (scaled_PND[asked], key_TND[known], value_TND[known], grad_PND[asked])
-            )
-            mask_GPK = masks[at : at + share_GPK.numel()].view_as(share_GPK)
-            at += share_GPK.numel()
-            dropped_GKP = (share_GPK * mask_GPK).transpose(1, 2)
-            _put(value_grad[known], torch.bmm(dropped_GKP, grad_GPD), rows)
-            share_grad = torch.bmm(grad_GPD, value_GKD.transpose(1, 2)).mul_(mask_GPK)
-            score_grad = torch._softmax_backward_data(share_grad, share_GPK, -1, share_GPK.dtype)
-            _put(query_grad[asked], torch.bmm(score_grad, key_GKD), rows)
-            _put(key_grad[known], torch.bmm(score_grad.transpose(1, 2), query_GPD), rows)
-        query_grad *= query_grad.shape[-1] ** -0.5
-        return query_grad, key_grad, value_grad, None, None
+        _, heads, size = grad_PND.shape
+        grad_NPD = grad_PND.transpose(0, 1).contiguous()
+        query_NPD = torch.empty_like(grad_NPD)
+        key_NTD, value_NTD = grad_NPD.new_zeros(2, heads, ctx.keys, size)
+        kept = iter(ctx.saved_tensors)
+        for bucket in ctx.buckets:
+            query_GQD, key_GKD, value_GKD, share_GQK, mask_GQK = islice(kept, 5)
+            picked = grad_NPD.index_select(1, bucket.asked).mul_(bucket.within)
+            grad_GQD = picked.view(heads * bucket.rows, -1, size)
+            values = torch.bmm((share_GQK * mask_GQK).transpose(1, 2), grad_GQD)
+            value_NTD[:, bucket.keys] = _back(values, bucket.known_back, heads)
+            share_grad = torch.bmm(grad_GQD, value_GKD.transpose(1, 2)).mul_(mask_GQK)
+            score_grad = torch._softmax_backward_data(share_grad, share_GQK, -1, share_GQK.dtype)
+            queries = torch.bmm(score_grad, key_GKD)
+            query_NPD[:, bucket.queries] = _back(queries, bucket.asked_back, heads)
+            keys = torch.bmm(score_grad.transpose(1, 2), query_GQD)
+            key_NTD[:, bucket.keys] = _back(keys, bucket.known_back, heads)
+        query_NPD *= size**-0.5
+        grads = (x.transpose(0, 1) for x in (query_NPD, key_NTD, value_NTD))
+        return (*grads, None, None)
 
 
-def _places(blocks: tuple[tuple[int, int, int], ...]) -> Iterator[tuple[int, slice, slice]]:
-    """Rows of each block in which somebody asks, its queries and its keys."""
-    query_at = key_at = 0
-    for rows, queries, keys in blocks:
-        query_to, key_to = query_at + rows * queries, key_at + rows * keys
-        if queries:
-            yield rows, slice(query_at, query_to), slice(key_at, key_to)
-        query_at, key_at = query_to, key_to
+def _pick(x_NPD: Tensor, positions: Tensor, rows: int) -> Tensor:
+    """Shapes: (N, P, D), (R * Q,) -> (N * R, Q, D)."""
+    heads, _, size = x_NPD.shape
+    return x_NPD.index_select(1, positions).view(heads * rows, -1, size)
 
 
-def _by_head(x_PND: Tensor, rows: int) -> Tensor:
-    """Rows of equal length (rows * L, N, D) as (rows * N, L, D); of one row a view."""
-    _, heads, size = x_PND.shape
-    return x_PND.view(rows, -1, heads, size).transpose(1, 2).reshape(rows * heads, -1, size)
-
-
-def _put(out_PND: Tensor, x_GPD: Tensor, rows: int) -> None:
-    """The way back of `_by_head`, into a view."""
-    _, heads, size = out_PND.shape
-    rows_RPND = out_PND.view(rows, -1, heads, size)
-    rows_RPND.copy_(x_GPD.view(rows, heads, -1, size).transpose(1, 2))
+def _back(x_GQD: Tensor, places: Tensor, heads: int) -> Tensor:
+    """Shapes: (N * R, Q, D), (p,) -> (N, p, D)."""
+    return x_GQD.view(heads, -1, x_GQD.shape[-1]).index_select(1, places)
