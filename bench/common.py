@@ -172,7 +172,7 @@ def take_turns_at(
 class Quiet:
     """Measures again what other processes disturbed, on a system with /proc."""
 
-    MOST = 0.04
+    MOST = 0.1
     """Of all cores, what others may take in the meantime."""
 
     def __init__(self, workers: Mapping[str, "subprocess.Popen[str]"]) -> None:
