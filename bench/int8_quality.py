@@ -30,6 +30,7 @@ from enrobe.evaluate.metrics import spearman
 from enrobe.evaluate.retrieval import found
 
 DATA = SHARED / "data"
+PAIRS = 2000
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -65,10 +66,12 @@ def cosines(a: Any, b: Any) -> dict[str, float]:
 def vectors(folder: Path, graph: Path | None, work: Path) -> dict[str, Any]:
     labelled = rows(DATA / "snli_dev/all.jsonl.gz")
     kept = [r for r in labelled[2000:] if r["label"] in ("entailment", "contradiction")]
+    kept = kept[:PAIRS]
     texts = [r[key] for r in labelled[:400] for key in ("premise", "hypothesis")]
     exact, int8 = quantized(folder, texts, work)
     every = sorted({r[key] for r in kept for key in ("premise", "hypothesis")})
-    places = np.array([[every.index(t) for t in (r["premise"], r["hypothesis"])] for r in kept])
+    at = {text: place for place, text in enumerate(every)}
+    places = np.array([[at[r["premise"]], at[r["hypothesis"]]] for r in kept])
     entails = np.array([r["label"] == "entailment" for r in kept])
     given = {"float32": exact.embed(every), "int8": int8.embed(every)}
     if graph is not None:
