@@ -87,7 +87,7 @@ class Counting:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.name, self.precision = engine.name, engine.precision
+        self.name, self.precision, self.budget = engine.name, engine.precision, engine.budget
         self.config = engine.config
         self.heads: Mapping[str, HeadConfig] = engine.heads
         self.rows = 0

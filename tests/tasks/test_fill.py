@@ -355,6 +355,7 @@ class Counting:
 
     def __init__(self, model: enrobe.Model, most: int) -> None:
         self.engine, self.config, self.heads = model.engine, model.engine.config, model.engine.heads
+        self.budget = model.engine.budget
         self.asked: list[int] = []
 
     def run(self, batch: Ragged, request: Any, at: Ids) -> Outputs:

@@ -44,7 +44,7 @@ def tokenizer() -> Tokenizer:
 class Recorder:
     """An engine that notes the rows it is given."""
 
-    name, precision = "recorder", "float32"
+    name, precision, budget = "recorder", "float32", 1024
     config: EncoderConfig = small(vocab_size=283, max_positions=LIMIT + 2, type_vocab_size=0)
     heads: Mapping[str, HeadConfig] = HEADS
 
