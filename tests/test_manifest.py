@@ -339,3 +339,14 @@ def test_damaged_bytes_are_a_model_error(folder: Path, data: st.DataObject) -> N
         pass
     finally:
         path.write_bytes(good)
+
+
+def test_info_tells_what_a_head_carries(tmp_path: Path) -> None:
+    from enrobe.tasks.info import info
+    from tests.tasks.heads import several
+
+    changes = {"text": ("body",), "temperature": 1.5, "metric": "macro_f1", "limit": 64}
+    several(tmp_path, {"topic": "classify", "tags": "tag"}, topic=changes)
+    heads = info(tmp_path / "several")["heads"]
+    assert {key: heads["topic"][key] for key in changes} == {**changes, "text": ["body"]}
+    assert heads["topic"]["kind"] == "classify" and heads["tags"].keys() == {"kind", "labels"}

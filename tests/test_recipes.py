@@ -95,7 +95,9 @@ def toy_labels(tasks: dict[str, TaskConfig], folder: Path) -> list[str]:
 def test_a_recipe_for_labels_runs(path: Path, tmp_path: Path) -> None:
     asked = read_recipe(path, FinetuneRecipe)
     changes = toy_labels(asked.tasks, tmp_path)
-    result = enrobe.finetune(path, changes=[*changes, f'output = "{tmp_path / "run"}"', "epochs=1"])
+    changes += [f'output = "{tmp_path / "run"}"', "epochs=1"]
+    changes += ["seeds = [1, 2]"] if asked.seeds else []
+    result = enrobe.finetune(path, changes=changes)
     assert result.finished and set(result.scores) == set(asked.tasks)
     assert set(enrobe.load(result.model).engine.heads) == set(asked.tasks)
 

@@ -367,7 +367,6 @@ def write(
             have.
     """
     assert sum((int8_rows, half, int8 is not None)) <= 1
-    manifest = write_manifest(heads, int8=int8 is not None)
     values: dict[str, Array | Int8Rows] = {**tensors, **(int8 or {})}
     name, head = next(iter(heads.items())) if len(heads) == 1 else ("", None)
     stored: dict[str, Any] = {}
@@ -388,8 +387,7 @@ def write(
         described = write_config(config, head) | ({"dtype": "float16"} if half else {})
         settings = json.dumps(described, indent=2, sort_keys=True)
         (work / "config.json").write_text(settings + "\n", "utf-8")
-        if manifest is not None:
-            (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+        write_heads(work, heads, int8=int8 is not None)
         weights = work / (INT8_WEIGHTS if int8_rows or int8 is not None else WEIGHTS)
         if int8 is not None:
             write_stored(weights, stored)
@@ -399,3 +397,15 @@ def write(
             (write_float16 if half else write_float32)(weights, stored)
         # safetensors writes for the owner's eyes alone, whatever the umask.
         shutil.copymode(work / "config.json", weights)
+
+
+def write_heads(folder: Path, heads: Mapping[str, HeadConfig], *, int8: bool = False) -> None:
+    """Write enrobe.json, where the heads need one: what config.json does not say of them.
+
+    Raises:
+        ModelError: a name that no head can have.
+    """
+    manifest = write_manifest(heads, int8=int8)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    if manifest is not None:
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")

@@ -14,6 +14,7 @@ from enrobe.compress.api import ExportFormat, Quantized
 from enrobe.data.labels import Kind
 from enrobe.errors import EnrobeError, RefusedError
 from enrobe.evaluate.files import Task as EvaluateTask
+from enrobe.evaluate.suites import Suite
 from enrobe.tasks.info import info as model_info
 from enrobe.tasks.model import Device, Errors
 from enrobe.tasks.parts import Long
@@ -394,6 +395,7 @@ def evaluate(
     data: Path,
     *,
     head: str | None = None,
+    suite: Suite | None = None,
     task: EvaluateTask | None = None,
     columns: Column = None,
     label: str | None = None,
@@ -405,7 +407,11 @@ def evaluate(
 ) -> int:
     """Score a model on a file, with bootstrap intervals.
 
-    Without --task one of its heads, on rows with labels of the head's kind.
+    Without --task one of its heads, on rows with labels of the head's kind: all that its kind is
+    measured by, and each label by itself.
+
+    With --suite its heads on a benchmark, each on the task that it is called like (cola, sst2,
+    mnli, boolq, ...), with the official metrics and their mean.
 
     sts: Spearman's and Pearson's correlation of the similarity of pairs with their scores. bitext:
     how often each text's other half is the most like it of all, both ways, and its mean reciprocal
@@ -415,9 +421,11 @@ def evaluate(
     ----------
     data
         A file of rows: csv, tsv, jsonl (gz and xz of them) or parquet; for a head also json
-        (SQuAD's too), conll and conllu.
+        (SQuAD's too), conll and conllu. For a suite the folder of its official files.
     head
         The head, where the model has several.
+    suite
+        glue, superglue (val.jsonl) or xnli.
     task
         What is scored in place of a head: similarity.
     columns
@@ -428,6 +436,13 @@ def evaluate(
     from enrobe.evaluate.files import evaluate_file, evaluate_head
     from enrobe.evaluate.similarity import Embedding
 
+    if suite is not None:
+        from enrobe.evaluate.suites import evaluate_suite
+
+        options = {"--head": head, "--task": task, "--text": columns, "--label": label}
+        console.refuse(options, "beside --suite", "one of the two")
+        done = evaluate_suite(enrobe.load(model, device=device), suite, data)
+        return console_scores.show_suite(done, as_json=json)
     if task is None:
         scores = evaluate_head(
             enrobe.load(model, device=device),

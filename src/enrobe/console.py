@@ -222,6 +222,9 @@ def score_table(result: Score) -> RenderableType:
     return under(result.text, f"  {total:.3f}, {result.tokens} tokens, {mean:.3f} a token")
 
 
+_LABELS_SHOWN = 8
+
+
 def _facts_table(facts: dict[str, Any]) -> Table:
     table = Table(show_header=False, box=None, padding=(0, 1))
     for key, value in facts.items():
@@ -244,7 +247,16 @@ def _fact(key: str, value: object) -> str:
 
 def _head(name: str, head: dict[str, Any]) -> str:
     labels = head["labels"]
-    return f"{name} ({len(labels)} labels: {', '.join(labels[:8])})" if labels else name
+    parts = [] if name == head["kind"] else [head["kind"]]
+    if labels:
+        more = ", …" if len(labels) > _LABELS_SHOWN else ""
+        parts.append(f"{len(labels)} labels: {', '.join(labels[:_LABELS_SHOWN])}{more}")
+    for key, value in head.items():
+        if key == "thresholds":
+            parts.append("a threshold a label")
+        elif key not in ("kind", "labels"):
+            parts.append(f"{key.replace('_', ' ')} {_fact(key, value)}")
+    return f"{name} ({'; '.join(parts)})" if parts else name
 
 
 def under(text: str, shown: RenderableType) -> RenderableType:

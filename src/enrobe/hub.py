@@ -38,6 +38,13 @@ _SAFE = (
 _PICKLED = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
 
 
+def name_of(model: str | os.PathLike[str] | None) -> str:
+    """What a model is called where its folder means nothing: the last part of a path."""
+    if model is None:
+        model = os.environ.get(ENVIRONMENT) or next(iter(built_in()), "")
+    return Path(model).resolve().name if Path(model).exists() else str(model)
+
+
 def resolve(model: str | os.PathLike[str] | None, *, pickled: bool = False) -> Path:
     """The local folder of a model.
 

@@ -43,8 +43,12 @@ def write_manifest(
 
 
 def _plain(name: str, head: HeadConfig) -> bool:
-    defaults = {field.name: field.default for field in fields(HeadConfig)}
-    return name == head.kind and all(getattr(head, key) == defaults[key] for key in _OWN)
+    return name == head.kind and not carried(head)
+
+
+def carried(head: HeadConfig) -> dict[str, object]:
+    """What a head has beyond config.json's, as JSON has it; what is as ever is left out."""
+    return {key: value for key, value in _described(head).items() if key in _OWN}
 
 
 def _described(head: HeadConfig) -> dict[str, object]:

@@ -15,5 +15,5 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     torch.set_num_threads(1)
     monkeypatch.setattr(os, "fsync", lambda handle: None)
-    monkeypatch.setattr(loop, "_peak", lambda device, half: 1e9)
+    monkeypatch.setattr(loop, "peak", lambda device, half: 1e9)
     monkeypatch.setattr(pretrain, "draw", lambda logs, picture: None)

@@ -7,23 +7,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from enrobe import checkpoint
-from enrobe.config import EncoderConfig
+from enrobe import checkpoint, hub
+from enrobe.config import EncoderConfig, HeadConfig
 from enrobe.nn.heads import Model
+from enrobe.text.tokenizer import Tokenizer
 from enrobe.train import finetune, state
-from enrobe.train.finetune_recipe import FinetuneRecipe
+from enrobe.train.finetune_data import Plan, load_tasks
+from enrobe.train.finetune_model import new_heads, new_model
+from enrobe.train.finetune_recipe import FinetuneRecipe, head_of
+from enrobe.train.finetune_work import HeadTraining
 from enrobe.train.recipe import make
 from tests.support import toy_tokenizer
-from tests.train.toys import tokenizer_folder
+from tests.train.toys import ALONE, tokenizer_folder
 
 KINDS = ("classify", "multilabel", "regress", "tag", "answer")
 WORDS = ("cat", "hat", "mat", "sat", "on", "the", "and", "was")
 
 
-def model_folder(folder: Path, *, family: str = "roberta", dropout: float = 0.1) -> Path:
-    """A random encoder without a head."""
+def model_folder(
+    folder: Path, *, family: str = "roberta", dropout: float = 0.1, mlm: bool = False
+) -> Path:
+    """A random encoder without a head, or with that of masked LM."""
     torch.manual_seed(5)
     config = EncoderConfig(
         family=family,
@@ -39,13 +46,14 @@ def model_folder(folder: Path, *, family: str = "roberta", dropout: float = 0.1)
         attention_dropout=dropout,
         initializer_range=0.1,
     )
+    heads = {"mlm": HeadConfig(kind="mlm")} if mlm else {}
     tensors: dict[str, Any] = {
-        name: value.detach().numpy() for name, value in Model(config, {}).state_dict().items()
+        name: value.detach().numpy() for name, value in Model(config, heads).state_dict().items()
     }
     checkpoint.write(
         folder,
         config=config,
-        heads={},
+        heads=heads,
         tensors=tensors,
         tokenizer_folder=tokenizer_folder(folder.parent / "tokenizer"),
     )
@@ -119,6 +127,29 @@ def recipe(model: Path, output: Path, tasks: dict[str, Any], **train: Any) -> Fi
         "train": {**defaults, "keep": 9, **train},
     }
     return make(FinetuneRecipe, values)
+
+
+def training(job: FinetuneRecipe) -> HeadTraining:
+    """A work as `run` makes it."""
+    tasks = load_tasks(job)
+    read = checkpoint.read(hub.resolve(job.model))
+    tokenizer = Tokenizer.from_folder(read.folder, read.config.family, read.config.vocab_size)
+    heads = new_heads(job, tasks, read)
+    of_tasks = {name: heads[head_of(name, one)] for name, one in job.tasks.items()}
+    plan = Plan(
+        tokenizer, tasks, of_tasks, job.train, limit=40, seed=job.seed, masked_lm=job.masked_lm
+    )
+    model = new_model(job, read, heads)
+    return HeadTraining(model, tokenizer, read.folder, job, tasks, plan, ALONE)
+
+
+def tensors(path: Path) -> dict[str, np.ndarray]:
+    return {name: np.array(value) for name, value in checkpoint.read(path).tensors.items()}
+
+
+def equal(a: Path, b: Path) -> bool:
+    one, other = tensors(a), tensors(b)
+    return one.keys() == other.keys() and all(np.array_equal(one[n], other[n]) for n in one)
 
 
 def killed_at(job: FinetuneRecipe, resume: bool, step: int) -> None:

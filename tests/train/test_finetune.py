@@ -12,27 +12,28 @@ import transformers
 from torch import Tensor
 
 import enrobe
-from enrobe import checkpoint, hub
+from enrobe import checkpoint
 from enrobe.config import HeadConfig
 from enrobe.errors import CallError
 from enrobe.text.ragged import Ragged
-from enrobe.text.tokenizer import Tokenizer
 from enrobe.train import finetune
-from enrobe.train.finetune import HeadTraining
-from enrobe.train.finetune_data import Plan, load_tasks
-from enrobe.train.finetune_model import new_heads, new_model
-from enrobe.train.finetune_recipe import FinetuneRecipe, head_of, shares
+from enrobe.train.finetune_data import load_tasks
+from enrobe.train.finetune_recipe import shares
+from enrobe.train.finetune_work import HeadTraining
 from enrobe.train.supervised import collate
 from enrobe.train.work import Micro
 from tests.support import random_rows, scaled_error
 from tests.train.finetune_toys import (
     KINDS,
+    equal,
     killed_at,
     labelled,
     model_folder,
     recipe,
     slots_file,
     task,
+    tensors,
+    training,
     two_tasks,
 )
 from tests.train.toys import join, log_lines, start
@@ -55,26 +56,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Without dropout: learned by heart in fewer epochs."""
     return model_folder(tmp_path_factory.mktemp("plain") / "model", dropout=0.0)
-
-
-def tensors(path: Path) -> dict[str, np.ndarray]:
-    return {name: np.array(value) for name, value in checkpoint.read(path).tensors.items()}
-
-
-def equal(a: Path, b: Path) -> bool:
-    one, other = tensors(a), tensors(b)
-    return one.keys() == other.keys() and all(np.array_equal(one[n], other[n]) for n in one)
-
-
-def training(job: FinetuneRecipe) -> HeadTraining:
-    """A work as `run` makes it."""
-    tasks = load_tasks(job)
-    read = checkpoint.read(hub.resolve(job.model))
-    tokenizer = Tokenizer.from_folder(read.folder, read.config.family, read.config.vocab_size)
-    heads = new_heads(job, tasks, read)
-    of_tasks = {name: heads[head_of(name, one)] for name, one in job.tasks.items()}
-    plan = Plan(tokenizer, tasks, of_tasks, job.train, limit=40, seed=job.seed)
-    return HeadTraining(new_model(job, read, heads), tokenizer, read.folder, job, tasks, plan)
 
 
 # --- what is learned ----------------------------------------------------------------------------
@@ -363,6 +344,44 @@ def test_tasks_may_share_a_head(folder: Path, tmp_path: Path) -> None:
     tasks["b"] = task("regress", labelled(tmp_path, "regress"), head="word")
     with pytest.raises(CallError, match="shared by tasks of kind classify and regress"):
         recipe(folder, tmp_path / "other", tasks)
+
+
+def test_a_shared_head_has_the_labels_of_all_its_tasks(plain: Path, tmp_path: Path) -> None:
+    """Labels in another order and some of their own; a row both tasks read may differ in label."""
+    a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    for path, names in ((a, ("cat", "hat", "mat")), (b, ("sat", "mat", "on"))):
+        rows = [{"text": f"{w} {v}", "label": w} for w in names for v in ("the", "and", "was")]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks = {name: task("classify", path, head="word") for name, path in (("a", a), ("b", b))}
+    tasks["again"] = task("classify", a, head="word", weight=0.5)
+    job = recipe(plain, tmp_path / "run", tasks, epochs=16, evaluate_every=8.0)
+    assert list(training(job)._plan.sources) == ["a and again", "b"]
+    result = finetune.run(job, resume=False)
+    assert checkpoint.read(result.model).heads["word"].labels == ("cat", "hat", "mat", "on", "sat")
+    assert {name: one["accuracy"] for name, one in result.scores.items()} == dict.fromkeys(tasks, 1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "of_small"),
+    [({}, 50, 0.2), ({"sampling_cap": 15}, 25, 0.4), ({"sampling": "uniform"}, 50, 0.5)],
+)
+def test_batches_are_drawn_in_the_ratio_asked_for(
+    settings: dict[str, Any], rows: int, of_small: float, folder: Path, tmp_path: Path
+) -> None:
+    tasks = {
+        "big": task("classify", labelled(tmp_path, "classify", rows=40)),
+        "small": task("regress", labelled(tmp_path, "regress", rows=10)),
+    }
+    plan = training(
+        recipe(folder, tmp_path / "r", tasks, epochs=8, batch_rows=10, **settings)
+    )._plan
+    assert plan.epoch == rows and plan.steps == 8 * rows / 10
+    drawn = [row for step in range(plan.steps) for row in plan.batch(step)]
+    assert sum("small" in row.targets for row in drawn) == pytest.approx(
+        of_small * len(drawn), abs=1
+    )
+    # Capped or not, every row has its turn.
+    assert {id(row) for row in drawn} == {id(row) for own in plan.sources.values() for row in own}
 
 
 def test_batches_by_tokens_hold_every_row_once(folder: Path, tmp_path: Path) -> None:

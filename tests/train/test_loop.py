@@ -483,7 +483,7 @@ def test_bfloat16_on_a_cpu(tmp_path: Path) -> None:
 
 def test_the_peak_is_a_number_of_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert loop._peak(torch.device("cpu"), False) > 1e8
+    assert loop.peak(torch.device("cpu"), False) > 1e8
 
 
 # --- patience -----------------------------------------------------------------------------------

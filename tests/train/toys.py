@@ -241,7 +241,7 @@ def _begin(job: Callable[..., object], arguments: Sequence[Any], values: dict[st
     os.environ.update(values)
     torch.set_num_threads(1)
     os.fsync = lambda handle: None
-    loop._peak = lambda device, half: 1e9
+    loop.peak = lambda device, half: 1e9
     pretrain.draw = lambda logs, picture: None
     # The parent's, of pytest, is none of ours.
     signal.signal(signal.SIGINT, signal.default_int_handler)

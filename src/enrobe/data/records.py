@@ -2,7 +2,7 @@
 
     csv, tsv     strings; a header line, or names for the columns. tsv has no quoting, as GLUE's
                  files have none; its CoLA, which has no header, is known by its four columns
-    jsonl        an object a line
+    jsonl        an object a line; of some of SuperGLUE's with columns of ours (data/superglue.py)
     json         a list of objects, or SQuAD's nested form of version 1 or 2 (read whole)
     conll        a list for each column, a sentence a record; conllu: CoNLL-U's ten columns
     parquet      the values as Python has them (extra: parquet)
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from enrobe.data.conll import sentences
 from enrobe.data.streams import Fields, Stream, format_of
+from enrobe.data.superglue import unfold
 from enrobe.errors import CallError, MissingExtraError, nearest, show
 
 FORMATS = ("csv", "tsv", "jsonl", "json", "conll", "conllu", "parquet", "txt")
@@ -102,7 +103,7 @@ class Records:
             if wrong:
                 yield Record(number, {}, wrong)
             elif line.strip():
-                yield _of_line(number, line)
+                yield from _of_line(number, line)
 
     def _json(self) -> Iterator[Record]:
         try:
@@ -112,7 +113,7 @@ class Records:
                 self.notes.append(f"{self.name} holds JSON lines")
                 for number, line in enumerate(text.split("\n"), 1):
                     if line.strip():
-                        yield _of_line(number, line)
+                        yield from _of_line(number, line)
                 return
             content = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -201,15 +202,18 @@ def _unlike(names: Sequence[str]) -> list[str]:
     return out
 
 
-def _of_line(number: int, line: str) -> Record:
+def _of_line(number: int, line: str) -> Iterator[Record]:
     try:
         values = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return Record(number, {}, f"line {number}: not JSON ({error})")
+        yield Record(number, {}, f"line {number}: not JSON ({error})")
+        return
     if not isinstance(values, dict):
         wrong = f"line {number}: holds {type(values).__name__}; allowed: an object"
-        return Record(number, {}, wrong)
-    return Record(number, values)
+        yield Record(number, {}, wrong)
+        return
+    for own in unfold(values):
+        yield Record(number, own)
 
 
 def _unfold(item: object) -> Iterator[tuple[dict[str, Any], str | None]]:

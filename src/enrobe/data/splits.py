@@ -75,6 +75,15 @@ def _check(task: TaskConfig, train: Examples) -> None:
         raise CallError(f"{names}: no row has a label in {' and '.join(task.label) or 'it'}")
     if task.kind == "classify" and len(train.labels) == 1:
         raise CallError(f"{names}: one label only, {show(train.labels[0])}; a classifier needs two")
+    if task.kind == "tag" and len(train.labels) < 2:
+        only = f"one tag only, {show(train.labels[0])}" if train.labels else "no span in any row"
+        raise CallError(f"{names}: {only}; there is nothing to tell apart")
+    if task.kind == "multilabel" and not train.labels:
+        raise CallError(f"{names}: no row has a label; there is nothing to tell apart")
+    if task.kind == "regress":
+        numbers = {row.label for row in train if row.label is not None}
+        if len(numbers) == 1:
+            raise CallError(f"{names}: one number only, {numbers.pop()}; there is nothing to learn")
 
 
 def _remarks(name: str, part: Examples, train: Examples) -> list[str]:

@@ -10,8 +10,11 @@ from enrobe.config import SEQUENCE_KINDS
 from enrobe.data.examples import TaskConfig, read_examples
 from enrobe.data.guess import Guess, complete
 from enrobe.errors import CallError, TextError, nearest, show
-from enrobe.evaluate.heads import score_head
+from enrobe.evaluate.confidence import confidences
+from enrobe.evaluate.heads import LabelScore, label_scores, score_outputs
 from enrobe.evaluate.intervals import Interval, intervals, plain
+from enrobe.evaluate.metrics import calibration_error
+from enrobe.evaluate.outputs import read_heads
 from enrobe.evaluate.rows import Rows, as_number, read_rows
 from enrobe.evaluate.similarity import (
     BitextReport,
@@ -87,6 +90,10 @@ class HeadReport:
     rows: int
     # with a label, that could be read
     scores: Mapping[str, Interval]
+    labels: Mapping[str, LabelScore]
+    # each by itself; of answers the questions with one and those without; of numbers none
+    calibration: Interval | None
+    # the expected calibration error; of numbers none
     skipped: int
     # rows that could not be read
     error: str | None
@@ -96,9 +103,11 @@ class HeadReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, as JSON has them."""
-        scores = {name: plain(value) for name, value in self.scores.items()}
-        values = {key: plain(value) for key, value in vars(self).items() if key != "scores"}
-        return {**values, "scores": scores}
+        values = {key: plain(value) for key, value in vars(self).items()}
+        tables = {"scores": self.scores, "labels": self.labels}
+        return values | {
+            key: {name: plain(one) for name, one in table.items()} for key, table in tables.items()
+        }
 
 
 def evaluate_head(
@@ -126,17 +135,22 @@ def evaluate_head(
     name = choose(model.engine, head, (*SEQUENCE_KINDS, "tag", "answer"))
     guess, known = _read_as(model, data, name, text, label)
     examples = read_examples(guess.task, guess.task.train, labels=known)
-    done = score_head(model.engine, model.tokenizer, name, examples)
+    own = model.engine.heads[name]
+    (outputs,) = read_heads(model.engine, model.tokenizer, [(name, examples)])
+    done = score_outputs(own, outputs)
     found = intervals([*done.measures.values()])
+    sure = confidences(own, outputs)
     unseen = tuple(
         f"{n} labels {show(key)} are none of the head's" for key, n in examples.unseen.items()
     )
     errors = [*(bad.error for bad in examples.bad), *([done.error] if done.error else [])]
     return HeadReport(
         head=name,
-        kind=model.engine.heads[name].kind,
+        kind=own.kind,
         rows=done.rows,
         scores=dict(zip(done.measures, found, strict=True)),
+        labels=label_scores(own, outputs),
+        calibration=calibration_error(*sure).interval() if len(sure[0]) else None,
         skipped=len(examples.bad) + done.skipped,
         error=errors[0] if errors else None,
         said=(*guess.said, *examples.said, *unseen),

@@ -7,7 +7,8 @@ Legend: N rows.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,15 +16,14 @@ from enrobe.config import HeadConfig
 from enrobe.data.examples import Example
 from enrobe.data.labels import CharSpan, Kind
 from enrobe.engines.base import Engine
-from enrobe.errors import CallError, TextError, nearest, show
-from enrobe.evaluate.answers import answer_scores
-from enrobe.evaluate.intervals import Floats, Measure
-from enrobe.evaluate.metrics import multilabel_outcomes, outcomes, pearson, spearman
-from enrobe.evaluate.spans import Span, conll_scores, span_scores
-from enrobe.tasks.answer import answer
-from enrobe.tasks.predict import predict
-from enrobe.tasks.tag import word_tags
-from enrobe.text.rows import Text, Words
+from enrobe.errors import CallError, nearest, show
+from enrobe.evaluate.answers import AnswerScores, answer_scores
+from enrobe.evaluate.intervals import Floats, Interval, Measure, intervals_of
+from enrobe.evaluate.metrics import Outcomes, multilabel_outcomes, outcomes, pearson, spearman
+from enrobe.evaluate.outputs import Outputs, read_heads, said_answers, said_once, said_tags
+from enrobe.evaluate.spans import Span, SpanScores, conll_scores, span_scores
+from enrobe.tasks.answer import ranked
+from enrobe.text.rows import Words
 from enrobe.text.tags import OUTSIDE, spans_of_tags, split_tag, tags_of_spans
 from enrobe.text.tokenizer import Tokenizer
 
@@ -35,6 +35,9 @@ METRICS: Mapping[Kind, tuple[str, ...]] = {
     "answer": ("f1", "exact"),
 }
 """What is measured of each kind, the usual one first. `f1` of tags is conlleval's, of spans."""
+
+
+_PARTS = ("with an answer", "without one")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +52,18 @@ class HeadScores:
     # labelled rows that cannot be read
     error: str | None
     # the first one's
+
+
+@dataclass(frozen=True)
+class LabelScore:
+    """One label by itself."""
+
+    f1: Interval
+    precision: float | None
+    recall: float | None
+    # None: of answers
+    support: int
+    # how often it is there
 
 
 def check_metric(kind: Kind, labels: Sequence[str], metric: str | None) -> str:
@@ -78,67 +93,86 @@ def score_head(
 ) -> HeadScores:
     """Score a head on examples of its kind; those without a label are left out.
 
-    A label that the head does not know is one that it never gives: it counts as wrong.
-
     Raises:
-        CallError: no row has a label and can be read.
+        CallError: as `read_heads`.
     """
-    head = engine.heads[name]
-    labelled = [example for example in examples if example.label is not None]
-    texts: list[Text] = [row.text if row.words is None else row.words for row in labelled]
-    found: Sequence[Any]
+    (outputs,) = read_heads(engine, tokenizer, [(name, examples)])
+    return score_outputs(engine.heads[name], outputs)
+
+
+def score_outputs(head: HeadConfig, outputs: Outputs) -> HeadScores:
+    """Score what a head put out.
+
+    A label that the head does not know is one that it never gives: it counts as wrong. A context
+    without any text is not answered.
+    """
+    error = outputs.errors[0] if outputs.errors else None
+    measures = _MEASURES[head.kind](head, outputs)
+    return HeadScores(measures, len(outputs.rows), len(outputs.errors), error)
+
+
+def label_scores(head: HeadConfig, outputs: Outputs) -> dict[str, LabelScore]:
+    """Each label by itself: of classes, of several labels, of spans by their type.
+
+    Of answers: of the questions that have one and of those that have none, where there are both.
+    Of numbers there are none.
+    """
+    if head.kind == "regress":
+        return {}
     if head.kind == "answer":
-        questions = [row.text for row in labelled]
-        found = answer(engine, tokenizer, questions, [row.pair or "" for row in labelled], name)
-    elif head.kind == "tag":
-        found = word_tags(engine, tokenizer, texts, name)
-    else:
-        paired = any(row.pair is not None for row in labelled)
-        seconds: list[Text] | None = [row.pair or "" for row in labelled] if paired else None
-        found = predict(engine, tokenizer, texts, seconds, name)
-    errors = [one for one in found if isinstance(one, TextError)]
-    both = [
-        (row, one)
-        for row, one in zip(labelled, found, strict=True)
-        if not isinstance(one, TextError)
-    ]
-    if not both:
-        first = f"; the first: {errors[0]}" if errors else ""
-        raise CallError(f"head {show(name)}: no row has a label and can be read{first}")
-    rows, said = [row for row, _ in both], [one for _, one in both]
-    measures = _MEASURES[head.kind](head, rows, said)
-    return HeadScores(measures, len(rows), len(errors), str(errors[0]) if errors else None)
+        return _answer_parts(_answers(head, outputs))
+    if head.kind == "tag" and has_prefixes(head.labels):
+        spans = _spans_scored(head, outputs)
+        found = intervals_of(len(outputs.rows), spans.label_f1s)
+        return {
+            name: LabelScore(f1, count.precision, count.recall, count.gold)
+            for (name, count), f1 in zip(spans.per_label.items(), found, strict=True)
+        }
+    done = _outcomes(head, outputs)
+    found = intervals_of(done.rows, done.label_f1s)
+    return {
+        str(one.label): LabelScore(f1, one.precision, one.recall, one.support)
+        for one, f1 in zip(done.per_label(), found, strict=True)
+    }
 
 
-_Rows = Sequence[Example]
 _Measures = dict[str, Measure]
 
 
-def _classify(head: HeadConfig, rows: _Rows, said: Sequence[Any]) -> _Measures:
-    done = outcomes([str(row.label) for row in rows], [one.label for one in said])
+def _outcomes(head: HeadConfig, outputs: Outputs) -> Outcomes:
+    rows: Sequence[Any] = [row.example.label for row in outputs.rows]
+    if head.kind == "tag":
+        gold, said = gold_tags(head, outputs), [tags for _, tags in said_tags(head, outputs)]
+        return outcomes(list(chain(*gold)), list(chain(*said)))
+    found = said_once(outputs.name, head, outputs)
+    if head.kind == "classify":
+        return outcomes([str(label) for label in rows], [str(one.label) for one in found])
+    labels = list(dict.fromkeys([*head.labels, *sorted({str(n) for own in rows for n in own})]))
+    return multilabel_outcomes(
+        [[name in own for name in labels] for own in rows],
+        [[name in (one.label or ()) for name in labels] for one in found],
+        labels=labels,
+    )
+
+
+def _classify(head: HeadConfig, outputs: Outputs) -> _Measures:
+    done = _outcomes(head, outputs)
     return {"accuracy": done.accuracy(), "macro_f1": done.macro_f1(), "matthews": done.matthews()}
 
 
-def _multilabel(head: HeadConfig, rows: _Rows, said: Sequence[Any]) -> _Measures:
-    gold = [row.label if isinstance(row.label, tuple) else () for row in rows]
-    names = list(dict.fromkeys([*head.labels, *sorted({str(n) for own in gold for n in own})]))
-    done = multilabel_outcomes(
-        [[name in own for name in names] for own in gold],
-        [[name in one.label for name in names] for one in said],
-        labels=names,
-    )
+def _multilabel(head: HeadConfig, outputs: Outputs) -> _Measures:
+    done = _outcomes(head, outputs)
     return {"micro_f1": done.micro_f1(), "macro_f1": done.macro_f1(), "accuracy": done.accuracy()}
 
 
-def _regress(head: HeadConfig, rows: _Rows, said: Sequence[Any]) -> _Measures:
-    gold = np.array([row.label for row in rows], np.float64)
-    values = np.array([one.value for one in said], np.float64)
+def _regress(head: HeadConfig, outputs: Outputs) -> _Measures:
+    gold = np.array([row.example.label for row in outputs.rows], np.float64)
+    values = np.array([one.value for one in said_once(outputs.name, head, outputs)], np.float64)
     return {"pearson": pearson(values, gold), "spearman": spearman(values, gold)}
 
 
-def _tag(head: HeadConfig, rows: _Rows, said: Sequence[tuple[Words, list[str]]]) -> _Measures:
-    gold = [_gold_tags(row, words) for row, (words, _) in zip(rows, said, strict=True)]
-    tags = [own for _, own in said]
+def _tag(head: HeadConfig, outputs: Outputs) -> _Measures:
+    gold, tags = gold_tags(head, outputs), [own for _, own in said_tags(head, outputs)]
     pairs = zip(gold, tags, strict=True)
     right_N = np.array([sum(map(str.__eq__, a, b)) for a, b in pairs], np.float64)
     words_N = np.array([len(own) for own in gold], np.float64)
@@ -147,30 +181,37 @@ def _tag(head: HeadConfig, rows: _Rows, said: Sequence[tuple[Words, list[str]]])
         result: Floats = counts_RN @ right_N / np.maximum(counts_RN @ words_N, 1)
         return result
 
-    accuracy = Measure(len(rows), of)
+    accuracy = Measure(len(gold), of)
     if not has_prefixes(head.labels):
         return {"accuracy": accuracy}
-    if all(row.words is not None for row in rows):
-        f1 = conll_scores(gold, tags).f1
-    else:
-        # Spans of characters are compared as they are, not as far as words show them.
-        spans = [_spans(words, own) for words, own in said]
-        there = [
-            [tuple(span) for span in row.label]
-            if row.words is None and isinstance(row.label, tuple)
-            else _spans(words, own)
-            for row, (words, _), own in zip(rows, said, gold, strict=True)
-        ]
-        f1 = span_scores(there, spans).f1  # type: ignore[arg-type]  # CharSpans
-    return {"f1": f1, "accuracy": accuracy}
+    return {"f1": _spans_scored(head, outputs).f1, "accuracy": accuracy}
 
 
-def _gold_tags(row: Example, words: Words) -> list[str]:
-    label: Any = row.label
-    if row.words is None:
-        spans = [span for span in label if isinstance(span, CharSpan)]
-        return tags_of_spans(words.spans, spans)
-    return list(label)
+def _spans_scored(head: HeadConfig, outputs: Outputs) -> SpanScores:
+    said = said_tags(head, outputs)
+    gold, tags = gold_tags(head, outputs), [own for _, own in said]
+    if all(row.example.words is not None for row in outputs.rows):
+        return conll_scores(gold, tags)
+    # Spans of characters are compared as they are, not as far as words show them.
+    there: list[Any] = [
+        [tuple(span) for span in row.example.label]
+        if row.example.words is None and isinstance(row.example.label, tuple)
+        else _spans(words, own)
+        for row, (words, _), own in zip(outputs.rows, said, gold, strict=True)
+    ]
+    return span_scores(there, [_spans(words, own) for words, own in said])
+
+
+def gold_tags(head: HeadConfig, outputs: Outputs) -> list[list[str]]:
+    """The tags that the words of each row should have."""
+    out = []
+    for row, (words, _) in zip(outputs.rows, said_tags(head, outputs), strict=True):
+        label: Any = row.example.label
+        if row.example.words is None:
+            spans = [span for span in label if isinstance(span, CharSpan)]
+            label = tags_of_spans(words.spans, spans)
+        out.append(list(label))
+    return out
 
 
 def _spans(words: Words, tags: Sequence[str]) -> list[Span]:
@@ -180,15 +221,44 @@ def _spans(words: Words, tags: Sequence[str]) -> list[Span]:
     ]
 
 
-def _answer(head: HeadConfig, rows: _Rows, said: Sequence[Any]) -> _Measures:
-    labels: list[Any] = [row.label for row in rows]
-    gold = [[one.text for one in label] for label in labels]
-    possible = all(gold) and head.no_answer is None
-    done = answer_scores(gold, [one[0].text for one in said], version=1 if possible else 2)
+def gold_answers(outputs: Outputs) -> list[list[str]]:
+    """The answers to each question; none where it has none."""
+    labels: list[Any] = [row.example.label for row in outputs.rows]
+    return [[one.text for one in label] for label in labels]
+
+
+def _answers(head: HeadConfig, outputs: Outputs) -> AnswerScores:
+    gold = gold_answers(outputs)
+    best = [ranked(one, head.no_answer)[:1] for one in said_answers(head, outputs)]
+    version: Literal[1, 2] = 1 if all(gold) and head.no_answer is None else 2
+    return answer_scores(gold, [one[0].text if one else None for one in best], version=version)
+
+
+def _answer(head: HeadConfig, outputs: Outputs) -> _Measures:
+    done = _answers(head, outputs)
     return {"f1": done.f1, "exact": done.exact}
 
 
-_MEASURES: Mapping[str, Callable[[HeadConfig, _Rows, Any], _Measures]] = {
+def _answer_parts(done: AnswerScores) -> dict[str, LabelScore]:
+    parts_NP = np.stack([done.answerable, ~done.answerable], axis=1).astype(np.float64)
+    if not parts_NP.any(axis=0).all():
+        return {}
+
+    def of(counts_RN: Floats) -> Floats:
+        rows_RP = counts_RN @ parts_NP
+        none_RP = np.full_like(rows_RP, np.nan)
+        sums_RP = counts_RN @ (done.each_f1[:, None] * parts_NP)
+        result: Floats = np.divide(sums_RP, rows_RP, out=none_RP, where=rows_RP > 0)
+        return result
+
+    found = intervals_of(len(parts_NP), of)
+    return {
+        name: LabelScore(f1, None, None, int(support))
+        for name, f1, support in zip(_PARTS, found, parts_NP.sum(axis=0), strict=True)
+    }
+
+
+_MEASURES: Mapping[str, Callable[[HeadConfig, Outputs], _Measures]] = {
     "classify": _classify,
     "multilabel": _multilabel,
     "regress": _regress,

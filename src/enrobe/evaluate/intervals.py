@@ -105,11 +105,28 @@ def intervals(
         CallError: an argument is wrong, or the measures have different numbers of rows.
     """
     values_MR = _sampled(measures, rounds, confidence, seed)
-    out = []
-    for measure, values_R in zip(measures, values_MR, strict=True):
-        low, high, count = _percentiles(values_R, confidence)
-        out.append(Interval(measure.value, low, high, confidence, count))
-    return out
+    return [
+        Interval(measure.value, *_percentiles(values_R, confidence))
+        for measure, values_R in zip(measures, values_MR, strict=True)
+    ]
+
+
+def intervals_of(
+    rows: int, of: Callable[[Floats], Floats], *, rounds: int = ROUNDS, seed: int = 0
+) -> list[Interval]:
+    """Numbers that are computed together, such as one a label, each with its interval.
+
+    Args:
+        rows: that they are over.
+        of: counts (R, N) of the rows -> values (R, M) of the M numbers.
+        rounds, seed: as `intervals`.
+    """
+    values_M = of(np.ones((1, rows)))[0]
+    values_RM = np.concatenate([of(counts_RN) for counts_RN in _samples(rows, rounds, seed)])
+    return [
+        Interval(float(value), *_percentiles(values_R, CONFIDENCE))
+        for value, values_R in zip(values_M, values_RM.T, strict=True)
+    ]
 
 
 def difference(
@@ -128,11 +145,11 @@ def difference(
         CallError: as `intervals`.
     """
     a_R, b_R = _sampled([first, second], rounds, confidence, seed)
-    low, high, count = _percentiles(a_R - b_R, confidence)
     both = np.isfinite(a_R - b_R)
     ahead = (np.sign(a_R - b_R)[both] + 1) / 2
-    better = float(ahead.mean()) if count else float("nan")
-    return Difference(first.value - second.value, low, high, confidence, count, better)
+    better = float(ahead.mean()) if both.any() else float("nan")
+    value = first.value - second.value
+    return Difference(value, *_percentiles(a_R - b_R, confidence), better)
 
 
 def plain(result: object) -> Any:
@@ -172,13 +189,14 @@ def _samples(rows: int, rounds: int, seed: int) -> Iterator[Floats]:
         yield flat.reshape(count, rows).astype(np.float64)
 
 
-def _percentiles(values_R: Floats, confidence: float) -> tuple[float, float, int]:
+def _percentiles(values_R: Floats, confidence: float) -> tuple[float, float, float, int]:
+    """What stands after the value in an Interval."""
     known = values_R[np.isfinite(values_R)]
     if not len(known):
-        return float("nan"), float("nan"), 0
+        return float("nan"), float("nan"), confidence, 0
     tail = (1 - confidence) / 2
     low, high = np.quantile(known, [tail, 1 - tail])
-    return float(low), float(high), len(known)
+    return float(low), float(high), confidence, len(known)
 
 
 def check_rows(*columns: Sequence[object] | npt.NDArray[np.generic]) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from enrobe.atomic import check_new, new_folder
-from enrobe.errors import MissingExtraError
 from enrobe.evaluate.layers import LayerScore, LayersReport, score_layers
+from enrobe.evaluate.pictures import figure
 from enrobe.evaluate.probes import POOLS
 from enrobe.evaluate.similarity import Progress
 from enrobe.tasks.model import Model
@@ -39,7 +39,7 @@ def write_layers(
     """
     folder = Path(output)
     check_new(folder)
-    _drawing()
+    _figure()
     with new_folder(folder) as work:
         # The folder's disk is where there is room.
         report = score_layers(
@@ -121,8 +121,8 @@ def draw_layers(report: LayersReport, name: str, picture: Path) -> None:
     Raises:
         MissingExtraError: without matplotlib.
     """
-    figure = _drawing()
-    axes: Any = figure.add_subplot()
+    made = _figure()
+    axes: Any = made.add_subplot()
     table = by_layer(report)
     layers = [row[0].layer for row in table]
     for column, pool in enumerate(POOLS):
@@ -142,16 +142,8 @@ def draw_layers(report: LayersReport, name: str, picture: Path) -> None:
     axes.set_title(name.replace("$", r"\$"))
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(picture, dpi=120)
+    made.savefig(picture, dpi=120)
 
 
-def _drawing() -> Any:
-    """An empty figure, drawn without a screen."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise MissingExtraError("matplotlib", "train", "a picture of the layers") from None
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+def _figure() -> Any:
+    return figure(7, 4, "a picture of the layers")

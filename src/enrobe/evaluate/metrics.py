@@ -96,6 +96,10 @@ class Outcomes:
 
         return Measure(self.rows, of)
 
+    def label_f1s(self, counts_RN: Floats) -> Floats:
+        """F1 (R, C) of every label in samples, for `intervals_of`."""
+        return _f1(*self.counts(counts_RN))
+
     def per_label(self) -> tuple[LabelScores, ...]:
         """Precision, recall and F1 of every label."""
         right, gold, predicted = (sums[0] for sums in self.counts(np.ones((1, self.rows))))

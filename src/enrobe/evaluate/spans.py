@@ -14,7 +14,7 @@ Legend: N sentences, R samples, K types.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +67,8 @@ class SpanScores:
     f1: Measure
     tag_accuracy: float | None
     # the share of tags that are right; None where spans were given
+    label_f1s: Callable[[Floats], Floats]
+    # counts (R, N) of the sentences -> F1 (R, K) of each type, in the order of `per_label`
 
 
 def conll_scores(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> SpanScores:
@@ -114,22 +116,31 @@ def span_scores(gold: Sequence[Sequence[Span]], predicted: Sequence[Sequence[Spa
 
 def _scores(found: Sequence[dict[str, Counter[str]]], tag_accuracy: float | None) -> SpanScores:
     kinds = ("correct", "gold", "predicted")
-    per_row = np.array([[row[kind].total() for kind in kinds] for row in found], np.float64)
     sums = {kind: sum((row[kind] for row in found), Counter[str]()) for kind in kinds}
     labels = sorted({*sums["gold"], *sums["predicted"]})
+    per_label = np.array(
+        [[[row[kind][name] for row in found] for name in labels] for kind in kinds], np.float64
+    ).reshape(len(kinds), len(labels), len(found))
 
     def of(counts_RN: Floats) -> Floats:
-        correct, gold, predicted = (counts_RN @ per_row).T
-        both = gold + predicted
-        result: Floats = np.divide(2 * correct, both, out=np.zeros_like(both), where=both > 0)
-        return result
+        return _f1(*(counts_RN @ kind_KN.sum(axis=0) for kind_KN in per_label))
+
+    def label_f1s(counts_RN: Floats) -> Floats:
+        return _f1(*(counts_RN @ kind_KN.T for kind_KN in per_label))
 
     return SpanScores(
         total=SpanCounts(*(sums[kind].total() for kind in kinds)),
         per_label={name: SpanCounts(*(sums[kind][name] for kind in kinds)) for name in labels},
         f1=Measure(len(found), of),
         tag_accuracy=tag_accuracy,
+        label_f1s=label_f1s,
     )
+
+
+def _f1(correct: Floats, gold: Floats, predicted: Floats) -> Floats:
+    both = gold + predicted
+    result: Floats = np.divide(2 * correct, both, out=np.zeros_like(both), where=both > 0)
+    return result
 
 
 def _counted(

@@ -24,6 +24,7 @@ from typing import Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from enrobe.config import EncoderConfig
 from enrobe.nn.attention import Ids, Spans, attend, plan
@@ -143,6 +144,8 @@ class Encoder(nn.Module):
         }
         embeddings["norm"] = nn.LayerNorm(hidden, config.layer_norm_eps)
         self.embeddings = Named(embeddings)
+        self.gradient_checkpointing = False
+        # whether a layer keeps its input alone and is run again for its gradient (Chen et al. 2016)
         self.dropout = Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         initialise(self, config)
@@ -175,7 +178,10 @@ class Encoder(nn.Module):
             wanted[0] = hidden_TH.index_select(0, batch.every.restore)
         for number, layer in enumerate(self.layers[: max(layers, default=0)], start=1):
             spans = batch.last if number == len(self.layers) else batch.every
-            hidden_TH = layer(hidden_TH, spans)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                hidden_TH = checkpoint(layer, hidden_TH, spans, use_reentrant=False)
+            else:
+                hidden_TH = layer(hidden_TH, spans)
             if number in layers:
                 wanted[number] = hidden_TH.index_select(0, spans.restore)
         return wanted

@@ -107,16 +107,28 @@ def candidates(
         if isinstance(entry, TextError):
             out.append(entry)
             continue
-        own = [next(logits)[name] / np.float32(head.temperature) for _ in entry.rows]
-        out.append(_found(entry, context, own, top_k, max_answer))
+        own = [next(logits)[name] for _ in entry.rows]
+        found = candidates_of(
+            entry, context, own, head.temperature, top_k=top_k, max_answer=max_answer
+        )
+        out.append(found)
     return out
 
 
-def _found(
-    question: Question, context: str, logits: Sequence[Array], top_k: int, max_answer: int
+def candidates_of(
+    question: Question,
+    context: str,
+    logits: Sequence[Array],
+    temperature: float,
+    *,
+    top_k: int = 1,
+    max_answer: int = MAX_ANSWER,
 ) -> Candidates:
-    """Shapes: logits of each row (K + 1, 2), of the first token and of the context's."""
-    values = [value.astype(np.float64) for value in logits]
+    """What a head's outputs for the rows of one question say.
+
+    Shapes: logits of each row (K + 1, 2), of the first token and of the context's.
+    """
+    values = [value.astype(np.float64) / temperature for value in logits]
     nulls = np.array([value[0] for value in values])
     null = nulls[nulls.sum(axis=1).argmin()]
     whole = np.concatenate([null[None], *(value[1:] for value in values)])

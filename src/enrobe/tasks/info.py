@@ -7,6 +7,7 @@ import numpy as np
 
 from enrobe import checkpoint, hub
 from enrobe.dialects import DIALECTS
+from enrobe.manifest import carried
 from enrobe.text.tokenizer import Tokenizer
 from enrobe.weights import INT8_WEIGHTS
 
@@ -46,7 +47,7 @@ def info(model: str | os.PathLike[str] | None) -> dict[str, Any]:
             "bytes": sum(file.stat().st_size for file in files),
         },
         "heads": {
-            name: {"kind": head.kind, "labels": list(head.labels)}
+            name: {"kind": head.kind, "labels": list(head.labels), **carried(head)}
             for name, head in read.heads.items()
         },
         "tokenizer": {

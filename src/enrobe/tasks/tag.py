@@ -47,7 +47,7 @@ def word_tags(
     """The words of each text and the tag of each; "O" for a word that has no piece."""
     labels = engine.heads[name].labels
     return [
-        found if isinstance(found, TextError) else (found[0], _tags(*found, labels))
+        found if isinstance(found, TextError) else (found[0], tags_of(*found, labels))
         for found in _run(engine, tokenizer, texts, name, special)
     ]
 
@@ -85,7 +85,7 @@ def spans_of(text: Text, words: Words, head: HeadConfig, logits_WC: Array) -> li
     """The spans that a tag head's outputs say."""
     probabilities_WC = softmax(logits_WC, head.temperature)
     spans = []
-    tags = _tags(words, logits_WC, head.labels)
+    tags = tags_of(words, logits_WC, head.labels)
     for first, stop, label in spans_of_tags(tags, join=OUTSIDE in head.labels):
         start, end = int(words.spans[first, 0]), int(words.spans[stop - 1, 1])
         inside = text[start:end] if isinstance(text, str) else " ".join(text[start:end])
@@ -94,7 +94,8 @@ def spans_of(text: Text, words: Words, head: HeadConfig, logits_WC: Array) -> li
     return spans
 
 
-def _tags(words: Words, logits_WC: Array, labels: Sequence[str]) -> list[str]:
+def tags_of(words: Words, logits_WC: Array, labels: Sequence[str]) -> list[str]:
+    """The tag of each word; "O" for one that is in no row."""
     tags = [OUTSIDE] * len(words.spans)
     for row in words.rows:
         for word, best in zip(row.units, logits_WC[row.units].argmax(axis=1), strict=True):

@@ -12,8 +12,8 @@ from enrobe.errors import CallError, MissingExtraError
 if TYPE_CHECKING:
     from enrobe.train.distil_recipe import DistilRecipe
     from enrobe.train.distil_report import DistilResult
-    from enrobe.train.finetune import FinetuneResult
     from enrobe.train.finetune_recipe import FinetuneRecipe
+    from enrobe.train.finetune_result import FinetuneResult
     from enrobe.train.pretrain import PretrainResult
     from enrobe.train.recipe import PretrainRecipe
 
@@ -79,7 +79,7 @@ def finetune(
         MissingExtraError: without PyTorch.
     """
     with _training():
-        from enrobe.train import finetune as module
+        from enrobe.train import finetune_runs as module
         from enrobe.train.finetune_recipe import FinetuneRecipe, in_train
         from enrobe.train.recipe import given
     return module.run(given(recipe, FinetuneRecipe, in_train(changes)), resume=resume)

@@ -17,13 +17,15 @@ from enrobe import checkpoint, hub
 from enrobe.atomic import check_new, new_folder, replace_folder
 from enrobe.checkpoint import Checkpoint
 from enrobe.engines.torch import TorchEngine
-from enrobe.errors import CallError, EnrobeError
+from enrobe.errors import CallError
+from enrobe.nn.encoder import Encoder
 from enrobe.nn.heads import Model
 from enrobe.sentence_folder import read_sentence_settings
 from enrobe.tasks.bulk_inputs import model_sha256
 from enrobe.tasks.pooling import width_after
 from enrobe.text.ragged import Ids
 from enrobe.text.tokenizer import Tokenizer
+from enrobe.train.cosines import Cosines
 from enrobe.train.distil_heads import HeadDistilling, check_heads
 from enrobe.train.distil_masked import MaskedDistilling
 from enrobe.train.distil_recipe import DistilCorpus, DistilHeads, DistilRecipe, DistilTexts
@@ -37,11 +39,11 @@ from enrobe.train.distil_report import (
     write_report,
 )
 from enrobe.train.distil_vectors import VectorDistilling, read_texts, readable
-from enrobe.train.finetune import HeadTraining
 from enrobe.train.finetune_data import Plan, fingerprint, load_tasks
 from enrobe.train.finetune_data import groups as task_groups
 from enrobe.train.finetune_model import lr_scales, new_model
 from enrobe.train.finetune_recipe import head_of
+from enrobe.train.finetune_work import HeadTraining
 from enrobe.train.group import Group
 from enrobe.train.hidden_teaching import PROJECTIONS, HiddenTeaching
 from enrobe.train.log import LOG
@@ -52,7 +54,7 @@ from enrobe.train.state import BEST, LATEST, Checkpoints, load_state
 from enrobe.train.student import student_of
 from enrobe.train.teacher_answers import Answers, head_answers
 from enrobe.train.vectors import SentenceVectors, TextRow, teacher_vectors, text_rows
-from enrobe.train.work import Work, say
+from enrobe.train.work import Work, named, say
 
 # Keys of a table of data that name files; the loop knows those of a corpus.
 _FILES = {"files", "heldout", "train", "dev", "test"}
@@ -73,6 +75,9 @@ class Job:
     # the teacher's, of what the student's are given
     teacher_seconds: float
     # of the answers that were computed
+    before: Callable[[int], object] | None = None
+    cosines: Cosines | None = None
+    # see `fit`
 
 
 def run(recipe: DistilRecipe, *, resume: bool) -> DistilResult:
@@ -91,6 +96,8 @@ def run(recipe: DistilRecipe, *, resume: bool) -> DistilResult:
         group.wait()
         teacher = Teacher(read, group)
         job = _JOBS[type(recipe)](recipe, teacher)
+        if isinstance(job.work.model, Encoder):
+            job.work.model.gradient_checkpointing = recipe.train.gradient_checkpointing
         values = as_values(recipe)
         # Where things lie says nothing of the run; what they hold is known by its hashes.
         for name in ("output", "cache", "teacher"):
@@ -109,12 +116,12 @@ def run(recipe: DistilRecipe, *, resume: bool) -> DistilResult:
             resume=resume,
             lr_scales=job.lr_scales,
             measure_first=False,
+            before=job.before,
+            cosines=job.cosines,
         )
         return _result(folder, teacher, job, ended)
     except OSError as error:
-        if isinstance(error, EnrobeError):
-            raise
-        raise CallError(f"{error.filename or folder}: {error.strerror or error}") from None
+        raise named(error, folder) from None
     finally:
         group.leave()
 
@@ -332,13 +339,14 @@ def _heads(recipe: DistilHeads, teacher: Teacher) -> Job:
     seconds = time.perf_counter() - began
 
     def training(model: Model) -> tuple[Any, ...]:
-        return model, teacher.tokenizer, read.folder, plain, tasks, plan
+        return model, teacher.tokenizer, read.folder, plain, tasks, plan, teacher.group
 
     def scores(_: Scores) -> Scores:
         return HeadTraining(*training(teacher.model)).evaluate().results
 
+    work = HeadDistilling(hidden, recipe.losses, *training(student))
     return Job(
-        work=HeadDistilling(hidden, recipe.losses, *training(student)),
+        work=work,
         config=recipe.train.config(steps=plan.steps, epoch=plan.steps_an_epoch),
         lr_scales=lr_scales(student, recipe.train),
         data={
@@ -348,6 +356,8 @@ def _heads(recipe: DistilHeads, teacher: Teacher) -> Job:
         rows=[row.ids for source in plan.sources.values() for row in source[:500]],
         scores=scores,
         teacher_seconds=seconds,
+        before=work.before,
+        cosines=work.cosines,
     )
 
 

@@ -16,8 +16,8 @@ from enrobe.data.splits import TaskData
 from enrobe.errors import CallError, nearest, show
 from enrobe.train.distil_losses import soft_loss
 from enrobe.train.distil_recipe import DistilHeads, HeadLosses
-from enrobe.train.finetune import HeadTraining
 from enrobe.train.finetune_recipe import head_of
+from enrobe.train.finetune_work import HeadTraining
 from enrobe.train.hidden_teaching import HiddenTeaching
 from enrobe.train.work import Micro
 

@@ -4,7 +4,7 @@ Legend: B rows of a batch, C labels.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -13,15 +13,26 @@ import numpy as np
 
 from enrobe.config import HeadConfig
 from enrobe.data.examples import Example, TaskConfig
-from enrobe.data.packing import Mixture
+from enrobe.data.masking import Masker
+from enrobe.data.packing import Mixture, Place
 from enrobe.data.splits import TaskData, load_task, text_key
 from enrobe.errors import CallError
 from enrobe.evaluate.intervals import Floats
-from enrobe.text.ragged import Ids
+from enrobe.text.ragged import Ids, Ragged
 from enrobe.text.tokenizer import Tokenizer
-from enrobe.train.finetune_recipe import FinetuneRecipe, FinetuneTable, head_of, shares
-from enrobe.train.supervised import TrainRow, encode
+from enrobe.train.finetune_recipe import (
+    MASKED,
+    FinetuneRecipe,
+    FinetuneTable,
+    MaskedLMTable,
+    head_of,
+    shares,
+)
+from enrobe.train.supervised import TrainRow, count_cut, encode
 from enrobe.train.work import say
+
+# Rows of a single text that are worth a remark.
+_MANY = 20
 
 
 def load_tasks(recipe: FinetuneRecipe) -> dict[str, TaskData]:
@@ -80,6 +91,7 @@ class Plan:
         *,
         limit: int,
         seed: int,
+        masked_lm: MaskedLMTable | None = None,
     ) -> None:
         """Encode them.
 
@@ -89,7 +101,8 @@ class Plan:
             heads: each task's.
             table: how long and how wide.
             limit: the longest row in tokens.
-            seed: chooses the order.
+            seed: chooses the order and the masks.
+            masked_lm: how all texts are masked as one more source; None: they are not.
 
         Raises:
             CallError: a group of tasks has no row that can be read.
@@ -105,7 +118,17 @@ class Plan:
                 say(f"{title}: {encoded.cut} texts of train are longer than {limit} tokens; cut")
             if encoded.unreadable:
                 say(f"{title}: {encoded.unreadable} texts of train cannot be read; left out")
+            if encoded.most >= _MANY and encoded.most > len(encoded.rows) / 10:
+                what = f"{encoded.most:,} of {len(encoded.rows):,} rows"
+                say(f"{title}: one text of train fills {what}; is it meant to?")
+            for name in names:
+                if cut := count_cut(tokenizer, heads[name], tasks[name].dev.rows, limit=limit):
+                    say(f"{name}: {cut} texts of dev are longer than {limit} tokens; cut")
             self.sources[title] = encoded.rows
+        self._masker = None
+        if masked_lm is not None:
+            self._masker = Masker(masked_lm, tokenizer, seed=seed)
+            self.sources[MASKED] = _texts(self.sources.values(), tokenizer)
         sizes = {name: len(rows) for name, rows in self.sources.items()}
         weights = shares(sizes, table)
         self._rows = list(self.sources.values())
@@ -120,7 +143,31 @@ class Plan:
 
     def batch(self, step: int) -> list[TrainRow]:
         """The rows of a step."""
-        return [self._row(at) for at in range(self._bounds[step], self._bounds[step + 1])]
+        places = [self._mixture.at(at) for at in range(self._bounds[step], self._bounds[step + 1])]
+        if self._masker is None:
+            return [self._rows[place.source][place.row] for place in places]
+        last = len(self._rows) - 1
+        rows = [self._rows[place.source][place.row] for place in places if place.source < last]
+        texts = [place for place in places if place.source == last]
+        return rows + (self._masked(texts, step / self.steps) if texts else [])
+
+    def _masked(self, places: Sequence[Place], progress: float) -> list[TrainRow]:
+        """Rows with masks, a function of the seed, the epoch and the row alone."""
+        assert self._masker is not None
+        rows = [self._rows[place.source][place.row] for place in places]
+        batch = Ragged.from_rows([row.ids for row in rows])
+        masked = self._masker(
+            batch, [p.row for p in places], [p.epoch for p in places], progress=progress
+        )
+        bounds = np.searchsorted(masked.positions, batch.offsets)
+        out = []
+        for number, row in enumerate(rows):
+            start, stop = batch.offsets[number], batch.offsets[number + 1]
+            own = slice(bounds[number], bounds[number + 1])
+            targets = {MASKED: masked.targets[own]}
+            at = masked.positions[own] - start
+            out.append(TrainRow(masked.ids[start:stop], row.types, at, targets))
+        return out
 
     def used_words(self) -> Ids:
         """Ids that rows have, each once. Shapes: (U,)."""
@@ -136,12 +183,22 @@ class Plan:
                 counts += np.bincount(np.concatenate(own), minlength=width)
         return counts
 
-    def _row(self, position: int) -> TrainRow:
-        place = self._mixture.at(position)
-        return self._rows[place.source][place.row]
-
     def _length(self, position: int) -> int:
-        return len(self._row(position).ids)
+        place = self._mixture.at(position)
+        return len(self._rows[place.source][place.row].ids)
+
+
+def _texts(sources: Iterable[Sequence[TrainRow]], tokenizer: Tokenizer) -> list[TrainRow]:
+    """The different rows of all sources that have a token to mask, without targets."""
+    found: dict[bytes, TrainRow] = {}
+    for rows in sources:
+        for row in rows:
+            if not np.isin(row.ids, tokenizer.special_ids).all():
+                bare = TrainRow(row.ids, row.types, row.places[:0])
+                found.setdefault(row.ids.tobytes() + row.types.tobytes(), bare)
+    if not found:
+        raise CallError(f"{MASKED}: no text has a token that can be masked; fix: leave it out")
+    return list(found.values())
 
 
 def _bounds(total: int, length: Callable[[int], int], table: FinetuneTable) -> Iterator[int]:

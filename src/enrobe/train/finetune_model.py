@@ -1,6 +1,6 @@
 """A checkpoint's encoder with the heads that a recipe asks for; what stays, what moves how far."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,7 +15,8 @@ from enrobe.evaluate.heads import check_metric
 from enrobe.nn.heads import Model
 from enrobe.settings import head_of_role
 from enrobe.train.finetune_data import all_labels, tasks_of_heads
-from enrobe.train.finetune_recipe import FinetuneRecipe, FinetuneTable
+from enrobe.train.finetune_recipe import MASKED, FinetuneRecipe, FinetuneTable
+from enrobe.train.lora import adapt
 
 # Learned log-variances start at 0 and have far to go: so many times the rate of the rest.
 _WEIGHTING_RATE = 100.0
@@ -53,14 +54,22 @@ def new_heads(
 def new_model(
     recipe: FinetuneRecipe, read: checkpoint.Checkpoint, heads: Mapping[str, HeadConfig]
 ) -> Model:
-    """The checkpoint's encoder with these heads; one that it has already goes on as it is."""
+    """The checkpoint's encoder with these heads; one that it has already goes on as it is.
+
+    With masked LM its head is one more, that of the checkpoint where there is one.
+    """
     torch.manual_seed(recipe.seed)
-    model = Model(read.config, heads)
     known = read.heads
+    given = next((name for name, head in known.items() if head.kind == "mlm"), None)
+    if recipe.masked_lm is not None:
+        heads = {**heads, MASKED: known[given] if given else HeadConfig(kind="mlm")}
+    model = Model(read.config, heads)
     values: dict[str, Tensor] = {}
     for name in model.state_dict():
         source = name
-        if name.startswith("heads."):
+        if name.startswith(f"heads.{MASKED}."):
+            source = name.replace(MASKED, str(given), 1)
+        elif name.startswith("heads."):
             _, head, part = name.split(".", 2)
             again = head in known and (known[head].kind, known[head].labels) == (
                 heads[head].kind,
@@ -75,9 +84,12 @@ def new_model(
     model.load_state_dict(values, strict=False)
     if recipe.train.weighting == "uncertainty":
         # No weight of a matrix: a bias does not decay.
-        model.add_module("uncertainty", _LogVariances(len(recipe.tasks)))
+        count = len(recipe.tasks) + (recipe.masked_lm is not None)
+        model.add_module("uncertainty", _LogVariances(count))
     for name in frozen(model, recipe.train.freeze):
         model.get_parameter(name).requires_grad_(False)
+    if recipe.lora is not None:
+        adapt(model, recipe.lora)
     return model
 
 
@@ -107,6 +119,19 @@ def frozen(model: Model, freeze: str | int | None) -> list[str]:
         raise CallError(f"train.freeze is {freeze}; the model has {count} layers")
     starts = ("embeddings.", *(f"layers.{n}." for n in range(layers)))
     return [name for name, _ in model.named_parameters() if name.startswith(starts)]
+
+
+def unfreeze(model: Model, still: Sequence[str], *, stage: int) -> None:
+    """Train the heads and the `stage` highest layers; the embeddings come after the lowest one.
+
+    still: names of parameters that are never trained.
+    """
+    first = model.config.num_layers - stage
+    for name, parameter in model.named_parameters():
+        place = -1 if name.startswith("embeddings.") else None
+        if name.startswith("layers."):
+            place = int(name.split(".")[1])
+        parameter.requires_grad_((place is None or place >= first) and name not in still)
 
 
 def lr_scales(model: Model, table: FinetuneTable) -> dict[str, float]:

@@ -10,13 +10,17 @@ from enrobe.config import check_head_name
 from enrobe.data.examples import TaskConfig
 from enrobe.data.guess import guess_task
 from enrobe.data.labels import Kind
+from enrobe.data.masking import MaskingConfig
 from enrobe.errors import CallError, ModelError, nearest, show
 from enrobe.train.loop import Device, Precision, TrainConfig
+from enrobe.train.lora import LoraTable
 from enrobe.train.optim import OptimizerConfig
 from enrobe.train.recipe import as_values, make, set_value
 
 Freeze = Literal["embeddings", "encoder"]
 Sampling = Literal["proportional", "uniform"]
+MASKED = "masked_lm"
+"""The name of the masked-LM task, and of its head while it is trained."""
 # Rows of an update.
 _ROWS = 16
 
@@ -44,6 +48,9 @@ class FinetuneTable(OptimizerConfig):
     eps: float = 1e-8
     freeze: Freeze | int | None = None
     # embeddings; encoder: all but the heads; 2: the embeddings and the two lowest layers
+    unfreeze_every: int | float | None = None
+    # 0.25: epochs, 100: steps, after each of which one more layer from the top is trained, the
+    # embeddings last (Howard and Ruder 2018, section 3.3); None: all from the start
     layer_decay: float = 1.0
     # a layer's rate is so many times that of the one above it (Clark et al. 2020)
     label_smoothing: float = 0.0
@@ -56,10 +63,14 @@ class FinetuneTable(OptimizerConfig):
     # rows that a task counts for at most when it is sampled in proportion
     weighting: Literal["fixed", "uncertainty"] = "fixed"
     # of the tasks' losses: by their `weight`; or learned (Kendall, Gal and Cipolla 2018)
+    gradient_cosines: int = 100
+    # steps between looks at how far the tasks' gradients agree; 0: none
     patience: int | None = None
     # evaluations in a row without a better score that end the run; None: all epochs are done
     evaluate_every: int | float = 1.0
     # 50: steps; 0.5: epochs
+    gradient_checkpointing: bool = False
+    # layers are computed again for their gradients: less memory, about a third more time
     save_every: int = 500
     # steps
     log_every: int = 20
@@ -80,13 +91,15 @@ class FinetuneTable(OptimizerConfig):
                 f"batch_rows is {self.batch_rows} and batch_tokens {self.batch_tokens}; allowed: "
                 "one of the two"
             )
-        counts = {"batch_tokens": 1, "limit": 3, "sampling_cap": 1}
+        counts = {"batch_tokens": 1, "limit": 3, "sampling_cap": 1, "gradient_cosines": 0}
         for name, least in counts.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise CallError(f"{name} is {show(value)}; allowed: {least} or more")
         if isinstance(self.freeze, int) and self.freeze < 0:
             raise CallError(f"freeze is {show(self.freeze)}; allowed: 0 or more layers")
+        if self.unfreeze_every is not None:
+            in_steps("unfreeze_every", self.unfreeze_every, 1)
         words: list[tuple[str, Sequence[str]]] = [
             ("freeze", get_args(Freeze)),
             ("sampling", get_args(Sampling)),
@@ -111,11 +124,7 @@ class FinetuneTable(OptimizerConfig):
 
     def config(self, *, steps: int, epoch: int) -> TrainConfig:
         """What the loop is told: a run of so many steps, and so many an epoch."""
-        every = self.evaluate_every
-        if not 0 < every < math.inf:
-            raise CallError(f"evaluate_every is {show(every)}; allowed: above 0")
-        if isinstance(every, float):
-            every = max(1, round(every * epoch))
+        every = in_steps("evaluate_every", self.evaluate_every, epoch)
         same = {f.name for f in fields(TrainConfig)} & {f.name for f in fields(self)}
         values = {name: getattr(self, name) for name in same}
         changed = {"batch_rows": self.rows, "evaluate_every": every, "compile": False}
@@ -125,6 +134,34 @@ class FinetuneTable(OptimizerConfig):
     def rows(self) -> int:
         """Rows of an update, where batch_tokens does not say."""
         return _ROWS if self.batch_rows is None else self.batch_rows
+
+
+def in_steps(name: str, value: int | float, epoch: int) -> int:
+    """A number of steps, or with a point of epochs of so many steps, as steps: one at least.
+
+    Raises:
+        CallError: not above 0.
+    """
+    if not 0 < value < math.inf:
+        raise CallError(f"{name} is {show(value)}; allowed: above 0")
+    return max(1, round(value * epoch)) if isinstance(value, float) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedLMTable(MaskingConfig):
+    """Masked words of the tasks' own texts, learned beside the tasks.
+
+    Raises:
+        CallError: a value is not allowed.
+    """
+
+    weight: float = 1.0
+    # of its loss
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.weight < math.inf:
+            raise CallError(f"weight is {show(self.weight)}; allowed: above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,11 +178,27 @@ class FinetuneRecipe:
     model: str | None = None
     # to start from: a folder, a built-in name, a hub id; None: as `enrobe.load` has it
     train: FinetuneTable = field(default_factory=FinetuneTable)
+    masked_lm: MaskedLMTable | None = None
+    # one more task, of the texts of all others; None: without
+    lora: LoraTable | None = None
+    # thin matrices beside those of the encoder are trained in its place; None: all of it is
     seed: int = 1
+    seeds: tuple[int, ...] = ()
+    # a run with each; `seed` then parts train and dev only
+    baseline: bool = False
+    # each task alone, too, to compare with
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**63:
-            raise CallError(f"seed is {show(self.seed)}; allowed: 0 to 2**63 - 1")
+        for seed in (self.seed, *self.seeds):
+            if not 0 <= seed < 2**63:
+                raise CallError(f"seed is {show(seed)}; allowed: 0 to 2**63 - 1")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise CallError(f"seeds are {show(self.seeds)}; the same one stands there twice")
+        if self.baseline and len(self.tasks) == 1 and self.masked_lm is None:
+            raise CallError("baseline is for several tasks, and there is one; fix: leave it out")
+        for name in ("freeze", "unfreeze_every") if self.lora is not None else ():
+            if getattr(self.train, name) is not None:
+                raise CallError(f"[lora] leaves the encoder as it is, and train.{name} is given")
         if not self.tasks:
             raise CallError("[tasks] is empty; fix: add [tasks.NAME] with kind and train")
         for name, task in self.tasks.items():
@@ -154,6 +207,8 @@ class FinetuneRecipe:
                     check_head_name(name if called is None else called)
                 except ModelError as error:
                     raise CallError(f"tasks.{name}: {error}") from None
+                if called == MASKED or name == MASKED:
+                    raise CallError(f"tasks.{name}: {MASKED} is the name of masked LM's own task")
             if not task.train:
                 raise CallError(f"tasks.{name}: no train file")
             kinds = {

@@ -6,7 +6,8 @@ result is that of one process, up to rounding.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,16 @@ class Group:
             dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
         return cls(dist.get_rank(), size, local)
 
+    @classmethod
+    @contextmanager
+    def joined(cls, device: str) -> "Iterator[Group]":
+        """The group while a block runs; see `join`."""
+        group = cls.join(device)
+        try:
+            yield group
+        finally:
+            group.leave()
+
     def leave(self) -> None:
         """End what `join` began."""
         if self.size > 1 and dist.is_initialized():
@@ -73,6 +84,12 @@ class Group:
         tensor = torch.tensor(numbers, dtype=torch.float64)
         dist.all_reduce(tensor)
         return [float(number) for number in tensor]
+
+    def sum_tensor(self, tensor: Tensor) -> Tensor:
+        """The sum over all processes of a tensor on the host, which may be overwritten."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
 
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Give every process the sum of all processes' gradients."""

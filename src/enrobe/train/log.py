@@ -63,6 +63,14 @@ class Log:
             record = {"step": step, "evaluation": shown}
             print(json.dumps(record), file=sys.stderr, flush=True)
 
+    def cosines(self, step: int, found: Mapping[str, float]) -> None:
+        """Cosines between gradients at a step; they go to the files alone."""
+        if self._file is None:
+            return
+        record = {"step": step, "cosines": {name: _short(value) for name, value in found.items()}}
+        self._write(record)
+        self._plot(step, "cosines", found)
+
     def say(self, text: str) -> None:
         """A line for whoever watches; it stands in no file."""
         if self._file is None:

@@ -1,15 +1,13 @@
 """The one training loop: batches in, weights moved, state saved, whatever the task."""
 
 import hashlib
-import json
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, get_args
 
 import torch
@@ -17,21 +15,17 @@ from torch import Tensor
 
 from enrobe.errors import CallError, EnrobeError, ModelError, TrainError, nearest, show
 from enrobe.train.ahead import batches_ahead
+from enrobe.train.cosines import Cosines, gradient_cosines
 from enrobe.train.group import Group
 from enrobe.train.log import Log
 from enrobe.train.optim import Optimizer, OptimizerConfig
-from enrobe.train.state import LATEST, Checkpoints, State, load_state, save_arrays
+from enrobe.train.signals import noted_signals
+from enrobe.train.state import LATEST, Checkpoints, State, check_recipe, load_state, save_arrays
+from enrobe.train.stretch import Stretch, peak
 from enrobe.train.work import Evaluation, Micro, Work
 
 Precision = Literal["auto", "float32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
-# Settings that a run may be resumed with another value of: the steps done stay what they are.
-CHANGEABLE = (
-    *("steps", "evaluate_every", "patience", "save_every", "log_every", "keep", "micro_tokens"),
-    "loaders",
-    # where the data lie; what they are is known by its hashes
-    *("files", "folder", "workers"),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +49,8 @@ class TrainConfig(OptimizerConfig):
     # the layers, by torch.compile; None: on a GPU
     loaders: int | None = None
     # processes that prepare batches; None: 4 for a GPU; 0: a thread does it
+    gradient_checkpointing: bool = False
+    # layers are computed again for their gradients: less memory, about a third more time
     evaluate_every: int | None = None
     # steps between looks at held-out data; None: at the beginning and the end
     patience: int | None = None
@@ -118,12 +114,17 @@ def fit(
     resume: bool,
     lr_scales: Mapping[str, float] | None = None,
     measure_first: bool = True,
+    before: Callable[[int], object] | None = None,
+    cosines: Cosines | None = None,
 ) -> Run:
     """Train, and leave checkpoints in `folder` from which `resume` goes on exactly.
 
     `lr_scales` are those of `Optimizer`; `measure_first` looks at held-out data before the first
-    step, too. Ctrl-C and SIGTERM save and end the call after the step that they fall into; a second
-    Ctrl-C ends it at once.
+    step, too; `before` is called with each step's number before it, and may say which parameters
+    need a gradient in it; `cosines` are measured besides, and change nothing.
+
+    Ctrl-C and SIGTERM save and end the call after the step that they fall into; a second Ctrl-C
+    ends it at once.
 
     Raises:
         CallError: a checkpoint or the log cannot be written, or the checkpoint to go on from does
@@ -158,6 +159,7 @@ def fit(
                 )
         loop = _Loop(work, config, folder, recipe, seed, group, optimizer, checkpoints, log)
         loop.best, loop.waited = best, waited
+        loop.before, loop.cosines = before, cosines
         return loop.run(start, measure_first=measure_first)
     except torch.OutOfMemoryError as error:
         raise TrainError(
@@ -171,24 +173,6 @@ def fit(
         raise CallError(f"{what}; {checkpoints.way_on()}") from None
     finally:
         log.close()
-
-
-def check_recipe(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> None:
-    """Raise CallError where a resumed run is asked to be another one."""
-    # As JSON has it: a tuple is a list.
-    now = json.loads(json.dumps(now))
-    for key in sorted(before.keys() | now.keys()):
-        if not path and key not in before:
-            # A table that the version which began the run did not have.
-            continue
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            check_recipe(old, new, f"{path}{key}.")
-        elif old != new and key not in CHANGEABLE:
-            raise CallError(
-                f"{path}{key} is {show(new)}, and was {show(old)} in the run to go on with; fix: "
-                f"put it back, or name another output; may change: {', '.join(CHANGEABLE)}"
-            )
 
 
 class _Loop:
@@ -209,6 +193,8 @@ class _Loop:
         self.optimizer, self.checkpoints, self.log = optimizer, checkpoints, log
         self.best: float | None = None
         self.waited = 0
+        self.before: Callable[[int], object] | None = None
+        self.cosines: Cosines | None = None
         cuda = group.device.type == "cuda"
         self.loaders = config.loaders if config.loaders is not None else 4 * cuda
         self.half = config.precision == "bfloat16" or (config.precision == "auto" and cuda)
@@ -216,7 +202,7 @@ class _Loop:
         if self.compiled:
             for layer in getattr(work.model, "layers", ()):
                 layer.compile()
-        self.peak = _peak(group.device, self.half)
+        self.peak = peak(group.device, self.half)
 
     def run(self, start: int, *, measure_first: bool) -> Run:
         """Train from a step to the end, to a signal, or until patience is at its end."""
@@ -225,17 +211,17 @@ class _Loop:
         early = self._has_waited()
         if start == 0 and measure_first:
             first = self._evaluate(0)
-        stretch, tokens, seconds = _Stretch(), 0.0, 0.0
+        stretch, tokens, seconds = Stretch(), 0.0, 0.0
 
         def log_stretch() -> None:
             nonlocal stretch, tokens, seconds
             tokens, seconds = tokens + stretch.tokens, seconds + stretch.seconds
             self.log.step(step, stretch.numbers(self.peak * self.group.size))
-            stretch = _Stretch()
+            stretch = Stretch()
 
         steps = range(step, step if early else config.steps)
         with (
-            _signals() as signalled,
+            noted_signals() as signalled,
             batches_ahead(self.work.batch, steps, self.loaders) as batches,
         ):
             began = time.perf_counter()
@@ -273,7 +259,7 @@ class _Loop:
         self,
         step: int,
         micros: Sequence[Micro],
-        stretch: "_Stretch",
+        stretch: "Stretch",
         signalled: Callable[[], bool],
     ) -> bool:
         """One update; whether any process was told to stop."""
@@ -286,10 +272,12 @@ class _Loop:
         totals = dict(zip(names, sums, strict=True))
         measured: dict[str, Tensor] = {}
         work.model.train()
+        if self.before is not None:
+            self.before(step)
+        if self.cosines is not None and step % self.cosines.every == 0:
+            self._measure_cosines(step, micros, totals, self.cosines)
         for number, micro in enumerate(micros):
-            torch.manual_seed(_hash(self.seed, step, group.rank, number))
-            with self._autocast():
-                loss, parts = work.loss(micro, totals)
+            loss, parts = self._loss(step, number, micro, totals)
             loss.backward()  # type: ignore[no-untyped-call]
             for name, part in parts.items():
                 measured[name] = (
@@ -311,6 +299,32 @@ class _Loop:
         shares = {f"{n}_share": total / all_tokens for n, total in totals.items() if "." not in n}
         stretch.add({**values, "lr": lr, "gradient_norm": size, **shares}, all_tokens, all_flops)
         return stops > 0
+
+    def _loss(
+        self, step: int, number: int, micro: Micro, totals: Mapping[str, float]
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """That of a part of the batch; computed twice it is the same, dropout included."""
+        torch.manual_seed(_hash(self.seed, step, self.group.rank, number))
+        with self._autocast():
+            return self.work.loss(micro, totals)
+
+    def _measure_cosines(
+        self, step: int, micros: Sequence[Micro], totals: Mapping[str, float], asked: Cosines
+    ) -> None:
+        def losses(number: int, micro: Micro) -> dict[str, Tensor]:
+            parts = self._loss(step, number, micro, totals)[1]
+            return {name: parts[f"{name}_loss"] for name in asked.names}
+
+        # What is frozen at this step has no gradient.
+        shared = [parameter for parameter in asked.parameters if parameter.requires_grad]
+        found = gradient_cosines(
+            [partial(losses, number, micro) for number, micro in enumerate(micros)],
+            shared,
+            self.group,
+            asked.names,
+        )
+        if found:
+            self.log.cosines(step + 1, found)
 
     def _autocast(self) -> AbstractContextManager[object]:
         if not self.half:
@@ -375,76 +389,7 @@ class _Loop:
         self.group.wait()
 
 
-class _Stretch:
-    """What is added up between two lines of the log."""
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self.seconds = self.tokens = self.flops = 0.0
-        self.last: dict[str, float] = {}
-        self.sums: dict[str, float] = {}
-
-    def add(self, values: Mapping[str, float], tokens: float, flops: float) -> None:
-        """One step's."""
-        self.steps += 1
-        self.tokens += tokens
-        self.flops += flops
-        self.last = dict(values)
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-
-    def numbers(self, peak: float) -> dict[str, float]:
-        """Means over the steps; the learning rate is the last step's."""
-        means = {name: value / self.steps for name, value in self.sums.items()}
-        return {
-            **means,
-            "lr": self.last["lr"],
-            "tokens_per_second": self.tokens / self.seconds,
-            "utilisation": self.flops / self.seconds / peak,
-        }
-
-
-@contextmanager
-def _signals() -> Iterator[Callable[[], bool]]:
-    """Inside, the first Ctrl-C or SIGTERM is only noted; a second one acts as ever."""
-    noted = False
-    before: dict[int, Any] = {}
-
-    def note(number: int, _: FrameType | None) -> None:
-        nonlocal noted
-        noted = True
-        signal.signal(number, before[number])
-
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, note)
-    except ValueError:
-        # Not the main thread: its signals are not ours.
-        pass
-    try:
-        yield lambda: noted
-    finally:
-        for taken, handler in before.items():
-            signal.signal(taken, handler)
-
-
 def _hash(*key: int) -> int:
     """A seed that no other step, process or part of a batch has."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
-
-
-def _peak(device: torch.device, half: bool) -> float:
-    """This device's own matrix products, operations a second: the best of a few."""
-    size = 8192 if device.type == "cuda" else 1024
-    dtype = torch.bfloat16 if half else torch.float32
-    # Random numbers: a GPU multiplies ones faster, since fewer bits change.
-    matrix = torch.randn(size, size, device=device).to(dtype)
-    best = math.inf
-    for _ in range(10):
-        began = time.perf_counter()
-        matrix @ matrix
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best

@@ -22,7 +22,7 @@ from enrobe.data.corpus import Corpus, SourceInfo, build
 from enrobe.data.masking import Masker, MaskingConfig
 from enrobe.data.packing import Documents, FullSentences, Mixture, permute
 from enrobe.data.vocabulary import train_vocabulary
-from enrobe.errors import CallError, EnrobeError, MissingExtraError
+from enrobe.errors import CallError, MissingExtraError
 from enrobe.nn.encoder import sinusoidal_positions
 from enrobe.nn.heads import Model
 from enrobe.text.ragged import Ids, Ragged, row_offsets
@@ -33,7 +33,15 @@ from enrobe.train.log import LOG
 from enrobe.train.loop import Run, fit
 from enrobe.train.losses import masked_lm_loss
 from enrobe.train.recipe import PretrainRecipe, ShapeTable, as_values
-from enrobe.train.work import Evaluation, Micro, encoder_flops, micro_batches, model_arrays, say
+from enrobe.train.work import (
+    Evaluation,
+    Micro,
+    masked_lm_flops,
+    micro_batches,
+    model_arrays,
+    named,
+    say,
+)
 
 # Held-out data is masked as BERT was trained, whatever a run trains with: figures compare.
 _HELDOUT = MaskingConfig(rate=0.15)
@@ -84,6 +92,7 @@ def run(recipe: PretrainRecipe, *, resume: bool) -> PretrainResult:
         model, tokenizer, start = _model(recipe, group)
         rows, heldout = corpus_rows(recipe, tokenizer, group)
         values["data"] = data_hashes(recipe, tokenizer)
+        model.gradient_checkpointing = recipe.train.gradient_checkpointing
         model.to(group.device)
         work = MaskedLM(model, tokenizer, start, rows, heldout, recipe, group)
         ended = fit(
@@ -97,9 +106,7 @@ def run(recipe: PretrainRecipe, *, resume: bool) -> PretrainResult:
         )
         return _result(folder, work, ended, group)
     except OSError as error:
-        if isinstance(error, EnrobeError):
-            raise
-        raise CallError(f"{error.filename or folder}: {error.strerror or error}") from None
+        raise named(error, folder) from None
     finally:
         group.leave()
 
@@ -320,7 +327,7 @@ class MaskedLM:
                 Micro(
                     batch=Ragged(np.concatenate(ids), offsets, np.zeros(done, np.int64)),
                     counts={"masked": count},
-                    flops=3 * self._flops(np.diff(offsets), count),
+                    flops=3 * masked_lm_flops(self._config, np.diff(offsets), count),
                     arrays={
                         "positions": np.concatenate(positions),
                         "targets": np.concatenate(targets),
@@ -328,11 +335,6 @@ class MaskedLM:
                 )
             )
         return out
-
-    def _flops(self, lengths: Ids, masked: int) -> float:
-        hidden = self._config.hidden_size
-        head = 2 * masked * hidden * (hidden + self._config.vocab_size)
-        return encoder_flops(self._config, lengths, read=masked) + head
 
     def _measured(self, rows: Rows, most: int, masker: Masker) -> list[Micro]:
         count = min(most, len(rows))

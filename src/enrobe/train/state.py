@@ -31,6 +31,14 @@ LATEST, BEST = "latest", "best"
 _OPTIMIZER, _TRAINING = "optimizer.safetensors", "training.json"
 _NAME = re.compile(r"step-\d{9,}", re.ASCII)
 
+# Settings that a run may be resumed with another value of: the steps done stay what they are.
+CHANGEABLE = (
+    *("steps", "evaluate_every", "patience", "save_every", "log_every", "keep", "micro_tokens"),
+    *("gradient_cosines", "gradient_checkpointing", "loaders"),
+    # where the data lie; what they are is known by its hashes
+    *("files", "folder", "workers"),
+)
+
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
@@ -152,3 +160,21 @@ def save_arrays(path: Path, arrays: Arrays) -> None:
     # The library writes the memory as it lies.
     ordered = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     safetensors.numpy.save_file(ordered, path)
+
+
+def check_recipe(before: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> None:
+    """Raise CallError where a resumed run is asked to be another one."""
+    # As JSON has it: a tuple is a list.
+    now = json.loads(json.dumps(now))
+    for key in sorted(before.keys() | now.keys()):
+        if not path and key not in before:
+            # A table that the version which began the run did not have.
+            continue
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            check_recipe(old, new, f"{path}{key}.")
+        elif old != new and key not in CHANGEABLE:
+            raise CallError(
+                f"{path}{key} is {show(new)}, and was {show(old)} in the run to go on with; fix: "
+                f"put it back, or name another output; may change: {', '.join(CHANGEABLE)}"
+            )

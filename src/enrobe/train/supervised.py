@@ -23,6 +23,8 @@ from enrobe.text.tags import tags_of_spans
 from enrobe.text.tokenizer import Tokenizer
 
 Array = npt.NDArray[Any]
+# Kinds that have several targets a row.
+_PLACED = ("tag", "mlm")
 # File and row, the texts, the words: rows of two tasks are one where all of it is the same.
 _Key = tuple[int, int, str, str | None, tuple[str, ...] | None]
 
@@ -32,7 +34,8 @@ class TrainRow:
     """A row of ids and, by task, what its head should say.
 
     Targets by kind: classify, the class; multilabel, 0 or 1 a label (C,); regress, the number; tag,
-    the class at each of the row's places (K,); answer, first and last token in the row (2,).
+    the class at each of the row's places (K,); answer, first and last token in the row (2,); masked
+    LM, the token at each of the row's places (K,).
 
     Shapes: ids, types (T,).
     """
@@ -40,7 +43,7 @@ class TrainRow:
     ids: Ids
     types: Ids
     places: Ids
-    # tag: first pieces of words; answer: tokens of the context
+    # tag: first pieces of words; answer: tokens of the context; masked LM: tokens to predict
     targets: Mapping[str, Array] = field(default_factory=dict)
     soft: Mapping[str, Array] = field(default_factory=dict)
     # by task a teacher's logits: (C,); tag (K, C); answer (K + 1, 2), the first one's for "no
@@ -49,11 +52,15 @@ class TrainRow:
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """The rows that have a label; how many texts were cut to fit; how many cannot be read."""
+    """The rows that have a label."""
 
     rows: list[TrainRow]
     cut: int
+    # texts that were cut to fit
     unreadable: int
+    # texts that cannot be read
+    most: int
+    # rows that a single text fills, as one that is read in windows may
 
 
 def encode(
@@ -99,13 +106,14 @@ def encode(
         rows = encode_texts(tokenizer, texts, seconds, limit=limit)
         found = [item if isinstance(item, TextError) else [item] for item in rows]
     out: list[TrainRow] = []
-    cut = unreadable = 0
+    cut = unreadable = most = 0
     for labelled, item, own_spans in zip(given, found, spans, strict=True):
         if isinstance(item, TextError):
             unreadable += 1
             continue
         # A tagged text is read to its end; a sequence head reads its first row.
         cut += item[0].cut > 0 and any(heads[name].is_sequence for name in labelled)
+        most = max(most, len(item))
         for part, row in enumerate(item):
             targets = {
                 name: _target(one, heads[name], row, own_spans)
@@ -114,7 +122,20 @@ def encode(
             }
             if targets:
                 out.append(TrainRow(row.ids, row.types, row.places, targets))
-    return Encoded(out, cut, unreadable)
+    return Encoded(out, cut, unreadable, most)
+
+
+def count_cut(
+    tokenizer: Tokenizer, head: HeadConfig, examples: Sequence[Example], *, limit: int
+) -> int:
+    """How many texts a sequence head will be asked of in part, as they do not fit."""
+    if not head.is_sequence or not examples:
+        return 0
+    texts = [one.text if one.words is None else one.words for one in examples]
+    paired = any(one.pair is not None for one in examples)
+    seconds = [one.pair or "" for one in examples] if paired else None
+    rows = encode_texts(tokenizer, texts, seconds, limit=limit)
+    return sum(not isinstance(row, TextError) and row.cut > 0 for row in rows)
 
 
 def _target(example: Example, head: HeadConfig, row: Row, spans: Ids | None) -> Array:
@@ -143,12 +164,13 @@ def _encode_questions(
         limit=limit,
     )
     out: list[TrainRow] = []
-    cut = unreadable = 0
+    cut = unreadable = most = 0
     for example, item in zip(examples, found, strict=True):
         if isinstance(item, TextError):
             unreadable += 1
             continue
         cut += item.cut > 0
+        most = max(most, len(item.rows))
         answers: Any = example.label
         for row in item.rows:
             places = (0, 0)
@@ -157,7 +179,7 @@ def _encode_questions(
                 places = answer_places(row, item.spans, start, start + len(text))
             targets = {name: np.array(places, np.int64)}
             out.append(TrainRow(row.ids, row.types, row.places, targets))
-    return Encoded(out, cut, unreadable)
+    return Encoded(out, cut, unreadable, most)
 
 
 def collate(
@@ -166,9 +188,10 @@ def collate(
     """A batch, its counts, and the targets as arrays.
 
     Counts: TASK of targets, TASK.rows of rows that have some, `.rows` of all rows.
-    Arrays: TASK.rows (R,), which rows have a label; TASK.targets, these. Of a tag task TASK.places
-    (K,) are positions of the flat batch, one a target. Of an answer task TASK.places (R, K) are
-    those where an answer may begin and end, -1 after the last, and the targets (R, 2) count in it.
+    Arrays: TASK.rows (R,), which rows have a label; TASK.targets, these. Of a tag or masked-LM
+    task TASK.places (K,) are positions of the flat batch, one a target. Of an answer task
+    TASK.places (R, K) are those where an answer may begin and end, -1 after the last, and the
+    targets (R, 2) count in it.
     TASK.soft, where the rows have a teacher's logits: (R, C); (K, C); (R, K, 2).
     """
     batch = Ragged.from_rows([row.ids for row in rows], [row.types for row in rows])
@@ -178,13 +201,13 @@ def collate(
         having = [number for number, row in enumerate(rows) if name in row.targets]
         targets = [rows[number].targets[name] for number in having]
         counts[f"{name}.rows"] = len(having)
-        counts[name] = sum(target.size for target in targets) if kind == "tag" else len(having)
+        counts[name] = sum(t.size for t in targets) if kind in _PLACED else len(having)
         if not having:
             continue
         arrays[f"{name}.rows"] = np.array(having, np.int64)
         starts = batch.offsets[:-1][having]
         places = [rows[number].places for number in having]
-        if kind == "tag":
+        if kind in _PLACED:
             flat = [place + start for place, start in zip(places, starts, strict=True)]
             arrays[f"{name}.places"] = np.concatenate(flat)
             arrays[f"{name}.targets"] = np.concatenate(targets)

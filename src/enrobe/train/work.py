@@ -3,6 +3,7 @@
 Legend: T tokens, B rows.
 """
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from enrobe.config import EncoderConfig
+from enrobe.errors import CallError, EnrobeError
 from enrobe.text.ragged import Ids, Ragged
 
 
@@ -69,9 +71,17 @@ class Work(Protocol):
         """Take over the weights that `write` wrote."""
 
 
+def named(error: OSError, folder: Path) -> EnrobeError:
+    """A file's error as one of ours, which names the file, or else the folder of the run."""
+    if isinstance(error, EnrobeError):
+        return error
+    return CallError(f"{error.filename or folder}: {error.strerror or error}")
+
+
 def say(text: str) -> None:
-    """A line for whoever watches."""
-    print(f"enrobe: {text}", file=sys.stderr, flush=True)
+    """A line for whoever watches; of several processes the first one speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"enrobe: {text}", file=sys.stderr, flush=True)
 
 
 def micro_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -112,6 +122,13 @@ def encoder_flops(config: EncoderConfig, lengths: Ids, *, read: int | None = Non
     rest = 2 * hidden * (hidden + config.intermediate_size)
     layers = (full + 1) * keys_and_values + (full * tokens + last) * rest
     return 2 * (layers + 2 * hidden * pairs * (full + last / tokens))
+
+
+def masked_lm_flops(config: EncoderConfig, lengths: Ids, masked: int) -> float:
+    """Operations, forward, of an encoder whose masked-LM head reads so many positions."""
+    hidden = config.hidden_size
+    head = 2 * masked * hidden * (hidden + config.vocab_size)
+    return encoder_flops(config, lengths, read=masked) + head
 
 
 def model_arrays(model: nn.Module) -> dict[str, npt.NDArray[Any]]:
