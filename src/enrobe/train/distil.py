@@ -54,6 +54,7 @@ from enrobe.train.state import BEST, LATEST, Checkpoints, load_state
 from enrobe.train.student import student_of
 from enrobe.train.teacher_answers import Answers, head_answers
 from enrobe.train.vectors import SentenceVectors, TextRow, teacher_vectors, text_rows
+from enrobe.train.word_rows import train_used_words
 from enrobe.train.work import Work, named, say
 
 # Keys of a table of data that name files; the loop knows those of a corpus.
@@ -321,6 +322,7 @@ def _heads(recipe: DistilHeads, teacher: Teacher) -> Job:
     limit = min(recipe.train.limit or most, most)
     of_tasks = {name: heads[head_of(name, task)] for name, task in recipe.tasks.items()}
     plan = Plan(teacher.tokenizer, tasks, of_tasks, recipe.train, limit=limit, seed=recipe.seed)
+    train_used_words(student, plan.used_words())
     began = time.perf_counter()
     if recipe.losses.soft:
         for names in task_groups({name: data.task for name, data in tasks.items()}):
