@@ -100,7 +100,7 @@ def student(name: str, arm: str, seed: int) -> bool:
             f"seed = {seed}",
             "student.layers = 3",
             f"losses.{ARMS[arm]}",
-            "epochs = 2",
+            "epochs = 1",
             "lr = 1e-4",
             'freeze = "embeddings"',
         ],
