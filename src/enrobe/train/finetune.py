@@ -180,7 +180,8 @@ def _facts(recipe: FinetuneRecipe, work: HeadTraining, ended: Run, step: int) ->
         tokens=ended.tokens,
         seconds=ended.seconds,
         evaluation_seconds=work.evaluation_seconds,
-        parameters=sum(parameter.numel() for parameter in work.model.parameters()),
+        # Of the state: while training, the word table may be the used rows alone.
+        parameters=sum(tensor.numel() for tensor in work.model.state_dict().values()),
         device=next(work.model.parameters()).device.type,
     )
 
