@@ -146,7 +146,9 @@ def take_turns_at(
         taken[work] = seconds = {name: [] for name in workers}
         for number in range(rounds):
             rivals = [statistics.median(s) for n, s in seconds.items() if s and n not in aside]
-            for name, worker in workers.items():
+            # Who comes first changes: a turn is not quite alike after each of the others.
+            shift = number % len(workers)
+            for name, worker in [*workers.items()][shift:] + [*workers.items()][:shift]:
                 late = name not in aside and number and rivals
                 if late and statistics.median(seconds[name]) > slow * min(rivals):
                     continue

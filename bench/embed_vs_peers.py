@@ -79,12 +79,12 @@ class Piece:
 
 
 PIECES = {
-    "w1": Piece(("enrobe", "onnxruntime", "ctranslate2"), {"w1": 2}),
+    "w1": Piece(("enrobe", "onnxruntime", "ctranslate2"), {"w1": 4}),
     # Several times slower than these; one round shows it.
     "w1-padded": Piece(("enrobe", "transformers", "sentence_transformers"), {"w1": 1}),
     "w1-sorted": Piece(("enrobe", "onnxruntime_32"), {"w1": 2}),
-    "w2": Piece(ALL, {"w2": 2}),
-    "single": Piece(ALL, {"one_16": 6, "one_128": 6}),
+    "w2": Piece(ALL, {"w2": 5}),
+    "single": Piece(ALL, {"one_16": 20, "one_128": 12}),
 }
 
 

@@ -18,6 +18,7 @@ from enrobe.train.ahead import batches_ahead
 from enrobe.train.cosines import Cosines, gradient_cosines
 from enrobe.train.group import Group
 from enrobe.train.log import Log
+from enrobe.train.memory import keep_freed_memory
 from enrobe.train.optim import Optimizer, OptimizerConfig
 from enrobe.train.signals import noted_signals
 from enrobe.train.state import LATEST, Checkpoints, State, check_recipe, load_state, save_arrays
@@ -133,6 +134,7 @@ def fit(
         TrainError: the loss or the gradient is not finite, and the batch is saved; or the device
             has not the memory.
     """
+    keep_freed_memory()
     optimizer = Optimizer(work.model, config, lr_scales)
     checkpoints = Checkpoints(folder / "checkpoints", keep=config.keep)
     start, best, waited = 0, None, 0
