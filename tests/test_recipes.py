@@ -9,16 +9,19 @@ import pytest
 import enrobe
 from enrobe import hub
 from enrobe.data.examples import TaskConfig
+from enrobe.train.align_recipe import AlignRecipe
 from enrobe.train.distil_recipe import DistilCorpus, DistilHeads, DistilTexts, kind_of
 from enrobe.train.finetune_recipe import FinetuneRecipe, FinetuneTable
 from enrobe.train.recipe import PretrainRecipe, read_recipe
+from tests.tasks.toys import word_folder
 
 ROOT = Path(__file__).parents[1]
 ALL = sorted((ROOT / "recipes").glob("*.toml"))
 DISTIL = [path for path in ALL if "teacher" in tomllib.loads(path.read_text("utf-8"))]
 OF_LABELS = [path for path in ALL if "tasks" in tomllib.loads(path.read_text("utf-8"))]
 FINETUNE = [path for path in OF_LABELS if path not in DISTIL]
-RECIPES = [path for path in ALL if path not in (*FINETUNE, *DISTIL)]
+ALIGN = [path for path in ALL if "pairs" in tomllib.loads(path.read_text("utf-8"))]
+RECIPES = [path for path in ALL if path not in (*FINETUNE, *DISTIL, *ALIGN)]
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +134,19 @@ def test_a_recipe_for_distilling_runs(path: Path, text: Path, tmp_path: Path) ->
     assert result.finished and result.student is not None and result.teacher is not None
     assert result.student.parameters < result.teacher.parameters
     assert set(result.student.scores) == set(result.teacher.scores) != set()
+
+
+@pytest.mark.parametrize("path", ALIGN, ids=lambda path: path.stem)
+def test_a_recipe_for_pairs_runs(path: Path, tmp_path: Path) -> None:
+    table = tomllib.loads(path.read_text("utf-8"))["pairs"]
+    for seed, name in enumerate(("model", "target")):
+        (tmp_path / name).mkdir()
+        word_folder(tmp_path / name, "bert", seed=seed)
+    columns = [*table["text"], *([table["language"]] if "language" in table else [])]
+    rows = [{name: f"w{n} w{n + 1}" for name in columns} for n in range(5, 40)]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = [f'{name} = "{tmp_path / name}"' for name in ("model", "target")]
+    changes += [f'output = "{tmp_path / "run"}"', f'pairs.files = ["{file}"]']
+    assert read_recipe(path, AlignRecipe, changes).pairs.heldout == table["heldout"]
+    assert enrobe.align(path, changes=changes).mean.pairs > 0

@@ -23,7 +23,7 @@ from enrobe.tasks.results import (
     Span,
     TokenVectors,
 )
-from enrobe.train.api import distill, finetune, pretrain
+from enrobe.train.api import align, distill, finetune, pretrain
 
 __version__ = "0.2.0"
 
@@ -46,6 +46,7 @@ __all__ = [
     "TextError",
     "TokenVectors",
     "TrainError",
+    "align",
     "distill",
     "finetune",
     "load",

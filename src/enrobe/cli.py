@@ -10,9 +10,10 @@ from cyclopts import App, CycloptsError, Parameter
 
 import enrobe
 from enrobe import console, console_data, console_scores, console_small, progress
+from enrobe.atomic import check_new
 from enrobe.compress.api import ExportFormat, Quantized
 from enrobe.data.labels import Kind
-from enrobe.errors import EnrobeError, RefusedError
+from enrobe.errors import CallError, EnrobeError, RefusedError
 from enrobe.evaluate.files import Task as EvaluateTask
 from enrobe.evaluate.suites import Suite
 from enrobe.tasks.info import info as model_info
@@ -392,20 +393,23 @@ def search(
 @app.command
 def evaluate(
     model: ModelName,
-    data: Path,
-    *,
+    *data: Path,
     head: str | None = None,
     suite: Suite | None = None,
     task: EvaluateTask | None = None,
     columns: Column = None,
     label: str | None = None,
+    by_language: Switch = False,
+    source: str | None = None,
+    output: Path | None = None,
     pool: Pool = None,
     layers: Layers = None,
     normalize: Normalize = None,
+    prompt: str | None = None,
     device: OnDevice = "auto",
     json: JsonObject = False,
 ) -> int:
-    """Score a model on a file, with bootstrap intervals.
+    """Score a model on a file, with bootstrap intervals; or on many languages.
 
     Without --task one of its heads, on rows with labels of the head's kind: all that its kind is
     measured by, and each label by itself.
@@ -421,13 +425,24 @@ def evaluate(
     ----------
     data
         A file of rows: csv, tsv, jsonl (gz and xz of them) or parquet; for a head also json
-        (SQuAD's too), conll and conllu. For a suite the folder of its official files.
+        (SQuAD's too), conll and conllu. For a suite the folder of its official files; with
+        --by-language a file a language.
     head
         The head, where the model has several.
     suite
         glue, superglue (val.jsonl) or xnli.
     task
         What is scored in place of a head: similarity.
+    by_language
+        Scores by language: of the files, called after what tells their names apart; or of one file
+        with a column "language" or "lang".
+    source
+        With --by-language the language that was trained on, which the others' gap is told to; else
+        English where it is there.
+    output
+        With --by-language a folder to write: languages.json, languages.md, languages.png.
+    prompt
+        For a task, a name among the folder's prompts, or a prefix for every text.
     columns
         The text columns: A,B; of a head those that it was trained on.
     label
@@ -436,17 +451,50 @@ def evaluate(
     from enrobe.evaluate.files import evaluate_file, evaluate_head
     from enrobe.evaluate.similarity import Embedding
 
+    if not data:
+        raise CallError("no file to measure on is named; fix: enrobe evaluate MODEL DATA")
     if suite is not None:
         from enrobe.evaluate.suites import evaluate_suite
 
         options = {"--head": head, "--task": task, "--text": columns, "--label": label}
+        options |= {"--by-language": by_language or None, "a second folder": data[1:] or None}
         console.refuse(options, "beside --suite", "one of the two")
-        done = evaluate_suite(enrobe.load(model, device=device), suite, data)
+        done = evaluate_suite(enrobe.load(model, device=device), suite, data[0])
         return console_scores.show_suite(done, as_json=json)
+    embedding = Embedding(
+        pool=console.listed(pool),  # type: ignore[typeddict-item]
+        layers=console.numbers(layers),
+        normalize=normalize,
+        prompt=prompt,
+    )
+    if by_language:
+        from enrobe.evaluate.languages import evaluate_languages
+        from enrobe.evaluate.languages_folder import write_languages
+
+        if output is not None:
+            check_new(output)
+        with progress.shown() as show:
+            found = evaluate_languages(
+                enrobe.load(model, device=device),
+                data,
+                source=source,
+                head=head,
+                task=task,
+                text=console.listed(columns) or (),
+                label=console.listed(label) or (),
+                embedding=embedding,
+                progress=show,
+            )
+        if output is not None:
+            write_languages(found, output, name=model)
+        return console_scores.show_languages(found, output, as_json=json)
+    if len(data) != 1 or source is not None or output is not None:
+        what = "--source and --output" if len(data) == 1 else f"{len(data)} files"
+        raise CallError(f"{what}: one file has one score; fix: --by-language for a file a language")
     if task is None:
         scores = evaluate_head(
             enrobe.load(model, device=device),
-            data,
+            data[0],
             head=head,
             text=console.listed(columns) or (),
             label=console.listed(label) or (),
@@ -455,15 +503,11 @@ def evaluate(
     with progress.shown() as show:
         report = evaluate_file(
             enrobe.load(model, device=device),
-            data,
+            data[0],
             task=task,
             text=console.listed(columns) or (),
             label=label,
-            embedding=Embedding(
-                pool=console.listed(pool),  # type: ignore[typeddict-item]
-                layers=console.numbers(layers),
-                normalize=normalize,
-            ),
+            embedding=embedding,
             progress=show,
         )
     return console_scores.show_evaluated(report, as_json=json)
@@ -749,6 +793,28 @@ def trim(
 
     report = run_trim(model, output, corpus=corpus, column=column)
     return console_small.show_trimmed(report, as_json=json)
+
+
+@app.command
+def align(
+    recipe: Path, *, resume: Resume = False, set: Words = None, json: JsonObject = False
+) -> int:
+    """Put a model's vectors of sentences into another model's space.
+
+    By a rotation in closed form, or with [train] by training; measured on held-out translations
+    before and after. Ctrl-C and SIGTERM save first (exit code 130).
+
+    Parameters
+    ----------
+    recipe
+        A TOML file; docs/languages.md has every key.
+    set
+        KEY=VALUE in place of what the recipe says, for instance pairs.most=500.
+    """
+    with progress.shown() as show:
+        result = enrobe.align(recipe, resume=resume, changes=set or (), progress=show)
+    console_scores.show_aligned(result, as_json=json)
+    return 0 if result.finished else 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

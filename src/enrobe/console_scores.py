@@ -9,8 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from enrobe.console import json_line, printable
+from enrobe.evaluate import languages_folder
 from enrobe.evaluate.files import HeadReport, Report
 from enrobe.evaluate.intervals import Interval
+from enrobe.evaluate.languages import LanguagesReport
 from enrobe.evaluate.layers import LayersReport
 from enrobe.evaluate.layers_folder import by_layer, cell, notes
 from enrobe.evaluate.probes import POOLS
@@ -18,6 +20,7 @@ from enrobe.evaluate.seeds import Spread
 from enrobe.evaluate.suites import SuiteReport
 
 if TYPE_CHECKING:
+    from enrobe.train.align import AlignResult
     from enrobe.train.distil_report import DistilResult
     from enrobe.train.finetune_result import FinetuneResult
 
@@ -58,6 +61,8 @@ def show_head(report: HeadReport, *, as_json: bool) -> int:
         if report.calibration is not None:
             calibrated = f", expected calibration error {report.calibration.value:.4f}"
         console.print(f"{report.rows:,} rows, a {report.kind} head{calibrated}")
+        if report.majority is not None:
+            console.print(f"accuracy of the commonest label: {report.majority:.4f}")
     for line in report.said:
         print(f"enrobe: {printable(line)}", file=sys.stderr)
     return _left_out(report)
@@ -106,6 +111,24 @@ def _label_table(report: HeadReport) -> Table:
         f1 = f"{one.f1.value:.4f}"
         table.add_row(printable(name), f"{one.support:,}", *shares, f1, between)
     return table
+
+
+def show_languages(report: LanguagesReport, output: Path | None, *, as_json: bool) -> int:
+    """Scores by language; the exit code: 2 where rows were left out."""
+    if not _shown_as_json(report, as_json):
+        head, rows = languages_folder.table(report)
+        table = Table(box=None, padding=(0, 1))
+        for number, name in enumerate(head):
+            table.add_column(name, justify="right" if number else "left")
+        for row in rows:
+            table.add_row(*map(printable, row))
+        console = Console(highlight=False)
+        console.print(table)
+        for note in languages_folder.notes(report):
+            console.print(printable(note), markup=False)
+        if output is not None:
+            console.print(f"written: {printable(str(output))}", markup=False)
+    return _left_out(report)
 
 
 def show_finetuned(result: "FinetuneResult", *, as_json: bool) -> None:
@@ -187,6 +210,27 @@ def _between(spread: Spread) -> str:
     return f"{spread.low:.4f} to {spread.high:.4f}"
 
 
+def show_aligned(result: "AlignResult", *, as_json: bool) -> None:
+    """What an alignment brought, on standard output."""
+    from enrobe.train.align import table
+
+    if _shown_as_json(result, as_json):
+        return
+    if not result.finished:
+        print(f"stopped; go on with --resume; so far: {printable(str(result.model))}")
+        return
+    head, *rows = table(result)
+    shown = Table(box=None, padding=(0, 1), title="found at rank 1, there / back")
+    for number, name in enumerate(head):
+        shown.add_column(name, justify="right" if number else "left")
+    for row in rows:
+        shown.add_row(*map(printable, row))
+    console = Console(highlight=False)
+    console.print(shown)
+    console.print(f"{result.pairs:,} pairs learned from, {result.heldout:,} others measured on")
+    console.print(f"model: {printable(str(result.model))}", markup=False)
+
+
 def show_layers(report: LayersReport, output: Path, *, as_json: bool) -> int:
     """The scores of all layers; the exit code: 2 where rows were left out."""
     if not _shown_as_json(report, as_json):
@@ -207,7 +251,8 @@ def show_layers(report: LayersReport, output: Path, *, as_json: bool) -> int:
 
 
 def _shown_as_json(
-    report: "Report | LayersReport | HeadReport | SuiteReport | FinetuneResult | DistilResult",
+    report: "Report | LayersReport | LanguagesReport | HeadReport | SuiteReport | FinetuneResult "
+    "| DistilResult | AlignResult",
     as_json: bool,
 ) -> bool:
     if not as_json and Console().is_terminal:
@@ -217,7 +262,9 @@ def _shown_as_json(
     return True
 
 
-def _left_out(report: Report | LayersReport | HeadReport | SuiteReport) -> int:
+def _left_out(
+    report: Report | LayersReport | LanguagesReport | HeadReport | SuiteReport,
+) -> int:
     if not report.skipped:
         return 0
     reason = " ".join(str(report.error).split())

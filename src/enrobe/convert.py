@@ -25,7 +25,6 @@ from enrobe import checkpoint, fairseq, hub
 from enrobe.atomic import check_new, new_folder
 from enrobe.checkpoint import Checkpoint
 from enrobe.config import EncoderConfig, HeadConfig
-from enrobe.dialects import DIALECTS
 from enrobe.errors import CallError, MissingExtraError, ModelError, show
 from enrobe.text.tokenizer import Tokenizer
 from enrobe.weights import INT8_WEIGHTS, WEIGHTS, Array
@@ -352,7 +351,7 @@ def _check_fit(words: Tokenizer, config: EncoderConfig) -> None:
 
 def _tokenizer_config(words: Tokenizer, config: EncoderConfig) -> str:
     """tokenizer_config.json: what transformers asks besides tokenizer.json for the same ids."""
-    dialect = DIALECTS[config.family]
+    dialect = words.dialect
     first, last, pad, unknown, mask = dialect.special_tokens
     settings: dict[str, object] = {
         "tokenizer_class": dialect.tokenizer_class,

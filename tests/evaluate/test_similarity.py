@@ -198,3 +198,40 @@ def test_minilm_finds_translations_better_than_chance(minilm: enrobe.Model) -> N
     # By chance 0.01. It is a model of English, but the languages share words.
     assert report.accuracy_forward.low > 0.05
     assert report.reciprocal_rank_backward.value > report.accuracy_backward.value
+
+
+# Sentences of seven scripts; the prompt is what the model was trained with.
+HELLO = [
+    "query: How much protein a day?",
+    "query: 一天需要多少蛋白质？",
+    "query: Сколько белка в день?",
+]
+HELLO += [
+    "query: プロテインは一日にどれくらい？",
+    "query: كم من البروتين في اليوم؟",
+    "query: ",
+    "query: ¿Qué?",
+]
+
+
+def test_e5_finds_translations_and_equals_transformers() -> None:
+    folder = MINILM.parent / "e5-small"
+    path = SHARED / "data/tatoeba/test.jsonl.gz"
+    if not folder.is_dir() or not path.is_file():
+        pytest.skip("needs real weights (scripts/fetch_weights.py) and the Tatoeba pairs")
+    model = enrobe.load(folder)
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        records = [json.loads(line) for line in file]
+    for language in ("deu", "cmn"):
+        pairs = [(r["source"], r["eng"]) for r in records if r["lang"] == language][:200]
+        report = evaluate_bitext(model, pairs, rounds=100, embedding={"prompt": "query"})
+        assert report.accuracy_forward.value > 0.9 and report.accuracy_backward.value > 0.9
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    reference = transformers.AutoModel.from_pretrained(folder).eval()
+    block = tokenizer(HELLO, padding=True, return_tensors="pt")
+    block.pop("token_type_ids", None)
+    with torch.inference_mode():
+        hidden = reference(**block).last_hidden_state
+    mask = block["attention_mask"][:, :, None]
+    expected = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1).numpy()
+    np.testing.assert_allclose(model.embed(HELLO, prompt=""), expected, atol=1e-5)

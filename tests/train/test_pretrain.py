@@ -25,6 +25,7 @@ from enrobe.data import corpus as corpus_module
 from enrobe.data.corpus import Corpus
 from enrobe.data.masking import Masker, MaskingConfig
 from enrobe.data.packing import Documents, FullSentences
+from enrobe.data.readers import expand
 from enrobe.errors import CallError, EnrobeError, HubError, ModelError
 from enrobe.nn.heads import Model
 from enrobe.text.ragged import Ragged
@@ -655,7 +656,7 @@ def test_files_that_are_not_there_are_said(files: Path, tmp_path: Path) -> None:
 def test_patterns_name_files_in_the_order_of_their_names(tmp_path: Path) -> None:
     for name in ("b-2.txt", "b-10.txt", "a.txt", "[x].txt"):
         (tmp_path / name).touch()
-    found = pretrain.expand([tmp_path / "b-*.txt", tmp_path / "[x].txt", tmp_path / "a.txt"])
+    found = expand([tmp_path / "b-*.txt", tmp_path / "[x].txt", tmp_path / "a.txt"])
     assert [path.name for path in found] == ["b-10.txt", "b-2.txt", "[x].txt", "a.txt"]
 
 
@@ -748,3 +749,24 @@ def test_the_call_takes_a_file_or_values(files: Path, tmp_path: Path) -> None:
         enrobe.pretrain(replace(recipe, seed=4), changes=["train.steps=2"])
     with pytest.raises(EnrobeError):
         enrobe.pretrain(tmp_path / "none.toml")
+
+
+def test_a_folder_of_languages_is_drawn_from_by_smoothed_shares(
+    files: Path, tmp_path: Path
+) -> None:
+    texts = tmp_path / "texts"
+    (texts / "small").mkdir(parents=True)
+    text = "\n\n".join(random_documents(7, 400))
+    (texts / "large.txt").write_text(text * 8)
+    (texts / "small" / "a.txt").write_text(text[: len(text) // 4])
+    recipe = toy_recipe(files, tmp_path / "run", train__steps=1)
+    corpus = replace(recipe.corpus, sources={}, languages=texts, alpha=0.3)
+    recipe = pretrain.with_languages(replace(recipe, corpus=corpus))
+    assert [*recipe.corpus.sources] == ["large", "small"]
+    model, tokenizer, begun = pretrain._model(recipe, ALONE)
+    rows, heldout = pretrain.corpus_rows(recipe, tokenizer, ALONE)
+    work = MaskedLM(model, tokenizer, begun, rows, heldout, recipe, ALONE)
+    large, small = (len(some) for some in rows.values())
+    assert large > 25 * small
+    drawn = Counter(work._mixture.at(place).source for place in range(1000))
+    assert drawn[0] / drawn[1] == pytest.approx((large / small) ** 0.3, rel=0.02)

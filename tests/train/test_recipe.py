@@ -252,6 +252,8 @@ def test_where_one_stands_does_not_change_what_a_recipe_is(
         ({"masking__rate": 2.0}, "masking: rate is 2.0"),
         ({"model__num_heads": 5}, "model: "),
         ({"corpus__sources": {}}, "[corpus.sources] is empty; fix: add [corpus.sources.NAME]"),
+        ({"corpus__languages": "texts"}, "[corpus] has sources and languages; fix: leave out one"),
+        ({"corpus__alpha": 1.5}, "alpha is 1.5; allowed: 0 to 1"),
         ({"corpus__sources__a__files": []}, "files: 0; allowed: 1 or more"),
         ({"corpus__sources__a__weight": 0}, "weight is 0"),
         ({"corpus__sources__a__weight": float("nan")}, "weight is nan"),

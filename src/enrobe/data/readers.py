@@ -4,8 +4,9 @@ txt (a text a line), jsonl, csv and tsv (with a header line), gz and xz of these
 A row that cannot be read is a row with an error: the rest goes on.
 """
 
+import glob
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,32 @@ from enrobe.errors import CallError, MissingExtraError, TextError, nearest, show
 
 FORMATS = ("txt", "jsonl", "csv", "tsv", "parquet")
 _ALIASES = {"ndjson": "jsonl", "text": "txt"}
+_BINARY = ("parquet",)
 _DEFAULT_COLUMN = "text"
+
+
+def is_readable(path: Path) -> bool:
+    """Whether a file's name is that of a format which `Source` reads."""
+    try:
+        format_of(path, FORMATS, _ALIASES, _BINARY)
+    except CallError:
+        return False
+    return True
+
+
+def expand(files: Sequence[Path]) -> list[Path]:
+    """The files that paths and patterns name, each pattern's in the order of their names.
+
+    Raises:
+        CallError: a pattern that no file fits.
+    """
+    found = []
+    for path in files:
+        some = sorted(Path(name) for name in glob.glob(str(path))) or [path]
+        if not some[0].is_file():
+            raise CallError(f"{path}: no such file")
+        found += some
+    return found
 
 
 @dataclass(frozen=True)
@@ -47,7 +73,7 @@ class Source:
             self._stream = Stream(None)
         else:
             self.path = Path(path)
-            packing, self.format = format_of(self.path, FORMATS, _ALIASES, ("parquet",))
+            packing, self.format = format_of(self.path, FORMATS, _ALIASES, _BINARY)
             if column and self.format == "txt":
                 message = "a txt file has no columns; leave out the column"
                 raise CallError(f"{path}: {message} {column!r}")

@@ -41,10 +41,17 @@ def train_vocabulary(
         CallError: a size out of range, a file that cannot be read, text too short for the size, or
             a folder that is not empty or cannot be written.
     """
+    return write_vocabulary(folder, read_texts(sources), size, model_max_length)
+
+
+def write_vocabulary(
+    folder: Path, texts: Iterable[str], size: int, model_max_length: int = 512
+) -> Tokenizer:
+    """`train_vocabulary`, on texts that are at hand."""
     if not SMALLEST <= size <= LARGEST:
         raise CallError(f"vocabulary size {show(size)}; allowed: {SMALLEST} to {LARGEST}")
     check_new(folder)
-    backend = train_bpe(_texts(sources), size)
+    backend = train_bpe(texts, size)
     first, last, pad, unknown, mask = DIALECTS["roberta"].special_tokens
     settings = {
         "tokenizer_class": DIALECTS["roberta"].tokenizer_class,
@@ -101,7 +108,8 @@ def train_bpe(texts: Iterable[str], size: int) -> tokenizers.Tokenizer:
     return backend
 
 
-def _texts(sources: Sequence[Path]) -> Iterator[str]:
+def read_texts(sources: Sequence[Path]) -> Iterator[str]:
+    """The rows of files that are text."""
     for path in sources:
         for row in Source(path):
             # Half a surrogate pair, as a JSON file may hold, is no text to the library.

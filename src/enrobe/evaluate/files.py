@@ -1,13 +1,14 @@
 """A model against a file: what `enrobe evaluate` runs."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from enrobe.config import SEQUENCE_KINDS
-from enrobe.data.examples import TaskConfig, read_examples
+from enrobe.data.examples import Examples, TaskConfig, read_examples
 from enrobe.data.guess import Guess, complete
 from enrobe.errors import CallError, TextError, nearest, show
 from enrobe.evaluate.confidence import confidences
@@ -100,6 +101,8 @@ class HeadReport:
     # the first one's
     said: tuple[str, ...]
     # what was taken for granted
+    majority: float | None = None
+    # accuracy of giving the commonest label always, for classes and for tags of given words
 
     def to_dict(self) -> dict[str, Any]:
         """The fields, as JSON has them."""
@@ -154,6 +157,7 @@ def evaluate_head(
         skipped=len(examples.bad) + done.skipped,
         error=errors[0] if errors else None,
         said=(*guess.said, *examples.said, *unseen),
+        majority=_majority(model.engine.heads[name].kind, examples),
     )
 
 
@@ -189,6 +193,16 @@ def _read_as(
         label=tuple(label),
     )
     return complete(task), () if own.kind == "regress" else own.labels
+
+
+def _majority(kind: str, examples: Examples) -> float | None:
+    labelled = [row for row in examples if row.label is not None]
+    labels: list[Any] = []
+    if kind == "classify":
+        labels = [row.label for row in labelled]
+    elif kind == "tag" and all(row.words is not None for row in labelled):
+        labels = [tag for row in labelled if isinstance(row.label, tuple) for tag in row.label]
+    return Counter(labels).most_common(1)[0][1] / len(labels) if labels else None
 
 
 def pairs(rows: Rows) -> list[tuple[str, str]]:

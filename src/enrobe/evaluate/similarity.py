@@ -165,8 +165,8 @@ def evaluate_bitext(
     name = model.sentence.similarity
     good = ~np.isnan(vectors[places, 0]).any(axis=1)
     _check_left(good, error)
-    forward = _search(vectors, places[good], name)
-    backward = _search(vectors, places[good][:, ::-1], name)
+    forward = search_pairs(vectors, places[good], name)
+    backward = search_pairs(vectors, places[good][:, ::-1], name)
     measures = [side.accuracy() for side in (forward, backward)]
     measures += [side.mean_reciprocal_rank() for side in (forward, backward)]
     values = intervals(measures, rounds=rounds, confidence=confidence, seed=seed)
@@ -245,8 +245,22 @@ def _check_left(good: npt.NDArray[np.bool_], error: str | None) -> None:
         raise CallError(f"no pair can be read; the first: {error}")
 
 
-def _search(vectors: Array, pairs: npt.NDArray[np.int64], name: SimilarityName) -> Found:
-    """How each row's first text finds its second, a block of texts at a time."""
+def search_pairs(
+    vectors: Array,
+    pairs: npt.NDArray[np.int64],
+    name: SimilarityName,
+    *,
+    neighbours: int = 0,
+) -> Found:
+    """How each row's first text finds its second, a block of texts at a time.
+
+    Args:
+        vectors: (A, D), of every text.
+        pairs: (N, 2), places among them.
+        name: the similarity.
+        neighbours: above 0 each target's score is set against its mean over so many of its nearest
+            queries (CSLS, Conneau et al. 2018): a text that is near to all is the answer to none.
+    """
     queries, query_N = np.unique(pairs[:, 0], return_inverse=True)
     targets, target_N = np.unique(pairs[:, 1], return_inverse=True)
     right: list[set[int]] = [set() for _ in queries]
@@ -255,11 +269,26 @@ def _search(vectors: Array, pairs: npt.NDArray[np.int64], name: SimilarityName) 
     if name == "cosine":
         vectors, name = normalize(vectors), "dot"
     vectors_BD = vectors[targets]
+    near_B = _nearness(vectors_BD, vectors[queries], name, neighbours) if neighbours else None
     blocks = []
     size = max(1, _SCORES // len(targets))
     for start in range(0, len(queries), size):
         scores = similarity(vectors[queries[start : start + size]], vectors_BD, name)
+        if near_B is not None:
+            # The query's own mean is the same for all its targets.
+            scores = 2 * scores - near_B
         blocks.append(found(scores, [sorted(some) for some in right[start : start + size]]))
     first_A = np.concatenate([block.first for block in blocks])
     reciprocal_A = np.concatenate([block.reciprocal for block in blocks])
     return Found(first_A[query_N], reciprocal_A[query_N])
+
+
+def _nearness(vectors_BD: Array, others_AD: Array, name: SimilarityName, count: int) -> Array:
+    """How like each vector is, in the mean, to those of the others that are most like it (B,)."""
+    count = min(count, len(others_AD))
+    size = max(1, _SCORES // len(others_AD))
+    out = np.empty(len(vectors_BD), np.float32)
+    for start in range(0, len(vectors_BD), size):
+        scores = similarity(vectors_BD[start : start + size], others_AD, name)
+        out[start : start + size] = np.partition(scores, -count, axis=1)[:, -count:].mean(axis=1)
+    return out

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from enrobe import checkpoint, hub
-from enrobe.dialects import DIALECTS
 from enrobe.manifest import carried
 from enrobe.text.tokenizer import Tokenizer
 from enrobe.weights import INT8_WEIGHTS
@@ -56,7 +55,7 @@ def info(model: str | os.PathLike[str] | None) -> dict[str, Any]:
             "special_tokens": dict(
                 zip(
                     ("first", "last", "padding", "unknown", "mask"),
-                    DIALECTS[config.family].special_tokens,
+                    tokenizer.dialect.special_tokens,
                     strict=True,
                 )
             ),

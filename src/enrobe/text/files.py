@@ -9,6 +9,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from enrobe.checkpoint import read_json
 from enrobe.dialects import DIALECTS, Dialect
 from enrobe.errors import ModelError
+from enrobe.text.sentencepiece import SENTENCEPIECE, read_sentencepiece
 
 _LARGEST_FILE = 256 * 2**20
 
@@ -20,6 +21,18 @@ def special_id(backend: tokenizers.Tokenizer, name: str, dialect: Dialect) -> in
         needed = " ".join(dialect.special_tokens)
         raise ModelError(f"the tokenizer lacks {name}; family {dialect.family} needs {needed}")
     return found
+
+
+def spoken(backend: tokenizers.Tokenizer, dialect: Dialect) -> Dialect:
+    """The dialect whose special tokens a tokenizer has: the family's own, or else another one's.
+
+    multilingual-e5 and Multilingual-MiniLM are BERT encoders with XLM-R's tokenizer.
+    """
+    roberta = "xlm-roberta" if type(backend.model).__name__ == "Unigram" else "roberta"
+    for known in (dialect, DIALECTS[roberta], DIALECTS["bert"]):
+        if all(backend.token_to_id(name) is not None for name in known.special_tokens):
+            return known
+    return dialect
 
 
 def put_lower_case(backend: tokenizers.Tokenizer) -> bool:
@@ -34,16 +47,17 @@ def put_lower_case(backend: tokenizers.Tokenizer) -> bool:
     return True
 
 
-def load(folder: Path) -> tokenizers.Tokenizer:
-    """Read tokenizer.json, else vocab.json and merges.txt, else vocab.txt.
+def load(folder: Path, family: str = "roberta") -> tokenizers.Tokenizer:
+    """Read tokenizer.json, else vocab.json and merges.txt, vocab.txt, or sentencepiece's file.
+
+    family: the model's, which decides what ids sentencepiece's pieces have.
 
     Raises:
         ModelError: none of them is there, or one is damaged.
     """
-    whole, vocab, merges, words = (
-        folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
-    )
-    for path in (whole, vocab, merges, words):
+    names = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", SENTENCEPIECE)
+    whole, vocab, merges, words, pieces = (folder / name for name in names)
+    for path in (whole, vocab, merges, words, pieces):
         if path.is_file() and path.stat().st_size > _LARGEST_FILE:
             raise ModelError(f"{path.name}: larger than {_LARGEST_FILE >> 20} MiB; refused")
     try:
@@ -53,6 +67,8 @@ def load(folder: Path) -> tokenizers.Tokenizer:
             return byte_level_bpe(vocab, merges)
         if words.is_file():
             return _wordpiece(words, folder / "tokenizer_config.json")
+        if pieces.is_file():
+            return read_sentencepiece(pieces, family)
     except ModelError:
         raise
     except BaseException as error:
@@ -61,7 +77,8 @@ def load(folder: Path) -> tokenizers.Tokenizer:
             raise
         raise ModelError(f"tokenizer files are damaged ({error})") from None
     raise ModelError(
-        "no tokenizer; allowed: tokenizer.json, vocab.json with merges.txt, or vocab.txt"
+        "no tokenizer; allowed: tokenizer.json, vocab.json with merges.txt, vocab.txt, "
+        f"or {SENTENCEPIECE}"
     )
 
 

@@ -21,7 +21,7 @@ from tokenizers import AddedToken, Encoding
 
 from enrobe.dialects import DIALECTS, Dialect
 from enrobe.errors import CallError, ModelError, TextError, show
-from enrobe.text.files import load, put_lower_case, special_id
+from enrobe.text.files import load, put_lower_case, special_id, spoken
 from enrobe.text.ragged import Ids
 from enrobe.text.tokens import Tokens, join, of_encoding, of_specials
 
@@ -52,6 +52,7 @@ class Tokenizer:
         """
         backend.no_truncation()
         backend.no_padding()
+        dialect = spoken(backend, dialect)
         self._backend = backend
         self._dialect = dialect
         self._rows = rows
@@ -79,13 +80,13 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path, family: str, rows: int | None = None) -> Self:
-        """Read tokenizer.json, else vocab.json and merges.txt, else vocab.txt.
+        """Read tokenizer.json, else vocab.json and merges.txt, vocab.txt, or sentencepiece's file.
 
         Raises:
             ModelError: none of them is there, or one is damaged.
         """
         try:
-            return cls(load(folder), DIALECTS[family], rows)
+            return cls(load(folder, family), DIALECTS[family], rows)
         except ModelError as error:
             raise ModelError(f"{folder}: {error}") from None
 
@@ -93,6 +94,11 @@ class Tokenizer:
         """This tokenizer with its texts put in lower case first; itself where it does that."""
         copy = tokenizers.Tokenizer.from_str(self.to_json())
         return Tokenizer(copy, self._dialect, self._rows) if put_lower_case(copy) else self
+
+    @property
+    def dialect(self) -> Dialect:
+        """The family whose special tokens it writes; not always the model's."""
+        return self._dialect
 
     @property
     def vocab_size(self) -> int:

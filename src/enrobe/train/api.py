@@ -10,6 +10,9 @@ from enrobe.data.labels import Kind
 from enrobe.errors import CallError, MissingExtraError
 
 if TYPE_CHECKING:
+    from enrobe.evaluate.similarity import Progress
+    from enrobe.train.align import AlignResult
+    from enrobe.train.align_recipe import AlignRecipe
     from enrobe.train.distil_recipe import DistilRecipe
     from enrobe.train.distil_report import DistilResult
     from enrobe.train.finetune_recipe import FinetuneRecipe
@@ -83,6 +86,36 @@ def finetune(
         from enrobe.train.finetune_recipe import FinetuneRecipe, in_train
         from enrobe.train.recipe import given
     return module.run(given(recipe, FinetuneRecipe, in_train(changes)), resume=resume)
+
+
+def align(
+    recipe: "str | os.PathLike[str] | AlignRecipe",
+    *,
+    resume: bool = False,
+    changes: Sequence[str] = (),
+    progress: "Progress | None" = None,
+) -> "AlignResult":
+    """Put a model's vectors of sentences into another model's space.
+
+    By a rotation in closed form (Procrustes), which the new folder carries and `embed` applies;
+    with a `[train]` table by training (Reimers and Gurevych 2020).
+
+    Args:
+        recipe: a TOML file (docs/languages.md), or its values.
+        resume: go on with training from the last complete checkpoint.
+        changes: `key.key=value` pairs that replace what the file says.
+        progress: called now and then with how far it is.
+
+    Raises:
+        CallError: the recipe or a file of pairs is wrong, or the output is there already.
+        ModelError: one of the models cannot be read.
+        MissingExtraError: without PyTorch.
+    """
+    with _training():
+        from enrobe.train import align as module
+        from enrobe.train.align_recipe import AlignRecipe
+        from enrobe.train.recipe import given
+    return module.run(given(recipe, AlignRecipe, changes), resume=resume, progress=progress)
 
 
 def finetune_files(

@@ -16,6 +16,7 @@ import torch
 from enrobe import checkpoint, hub
 from enrobe.atomic import check_new, new_folder, replace_folder
 from enrobe.checkpoint import Checkpoint
+from enrobe.data.readers import expand
 from enrobe.engines.torch import TorchEngine
 from enrobe.errors import CallError
 from enrobe.nn.encoder import Encoder
@@ -48,7 +49,7 @@ from enrobe.train.group import Group
 from enrobe.train.hidden_teaching import PROJECTIONS, HiddenTeaching
 from enrobe.train.log import LOG
 from enrobe.train.loop import Run, TrainConfig, fit
-from enrobe.train.pretrain import MaskedLM, corpus_rows, data_hashes, expand
+from enrobe.train.pretrain import MaskedLM, corpus_rows, data_hashes, with_languages
 from enrobe.train.recipe import as_values
 from enrobe.train.state import BEST, LATEST, Checkpoints, load_state
 from enrobe.train.student import student_of
@@ -175,7 +176,7 @@ def _result(folder: Path, teacher: Teacher, job: Job, ended: Run) -> DistilResul
     target = folder / "model"
     if teacher.group.first:
         # A run that went on has an older one there.
-        replace_folder(target, lambda place: _copy_model(best / "model", place))
+        replace_folder(target, lambda place: copy_model(best / "model", place))
     teacher.group.wait()
     own = _measured(folder, step)
     theirs = job.scores(own)
@@ -203,7 +204,8 @@ def _measured(folder: Path, step: int) -> Scores:
     return scores
 
 
-def _copy_model(source: Path, target: Path) -> None:
+def copy_model(source: Path, target: Path) -> None:
+    """A checkpoint's model as a folder of its own, without what it was only taught by."""
     with new_folder(target) as made:
         shutil.copytree(
             source, made, dirs_exist_ok=True, ignore=shutil.ignore_patterns(PROJECTIONS)
@@ -214,7 +216,8 @@ def _copy_model(source: Path, target: Path) -> None:
 
 
 def _masked(recipe: DistilCorpus, teacher: Teacher) -> Job:
-    read, plain = teacher.read, recipe.pretraining()
+    read, plain = teacher.read, with_languages(recipe.pretraining())
+    recipe = replace(recipe, corpus=plain.corpus)
     if [head.kind for head in read.heads.values()] != ["mlm"]:
         has = ", ".join(head.kind for head in read.heads.values()) or "none"
         raise CallError(f"{recipe.teacher}: its heads: {has}; [corpus] needs one for masked LM")

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from enrobe import checkpoint
 from enrobe.data.packing import Mixture
-from enrobe.data.readers import Source
+from enrobe.data.readers import Source, expand
+from enrobe.engines.base import Array
 from enrobe.errors import CallError, TextError
 from enrobe.evaluate.metrics import spearman
 from enrobe.nn.heads import Model
@@ -22,7 +23,6 @@ from enrobe.text.ragged import Ragged
 from enrobe.train.distil_losses import vector_loss
 from enrobe.train.distil_recipe import DistilTexts
 from enrobe.train.hidden_teaching import HiddenTeaching
-from enrobe.train.pretrain import expand
 from enrobe.train.teacher_answers import Answers
 from enrobe.train.vectors import SentenceVectors, TextRow
 from enrobe.train.work import Evaluation, Micro, encoder_flops, micro_batches, model_arrays, say
@@ -80,8 +80,8 @@ class VectorDistilling:
         vectors: SentenceVectors,
         hidden: HiddenTeaching,
         tokenizer_folder: Path,
-        train: tuple[Sequence[TextRow], Answers],
-        heldout: tuple[Sequence[TextRow], Answers] | None,
+        train: tuple[Sequence[TextRow], Answers | Array],
+        heldout: tuple[Sequence[TextRow], Answers | Array] | None,
         recipe: DistilTexts,
     ) -> None:
         """Put a student and its data together: rows of texts, and the teacher's vectors of them."""
@@ -101,7 +101,7 @@ class VectorDistilling:
         return self._micros(self._rows, self._answers, numbers)
 
     def _micros(
-        self, rows: Sequence[TextRow], answers: Answers, numbers: Sequence[int]
+        self, rows: Sequence[TextRow], answers: Answers | Array, numbers: Sequence[int]
     ) -> list[Micro]:
         out = []
         lengths = [len(rows[i].ids) for i in numbers]

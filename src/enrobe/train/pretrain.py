@@ -3,11 +3,11 @@
 Legend: T tokens, M masked positions.
 """
 
-import glob
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from enrobe import checkpoint, hub
 from enrobe.atomic import check_new, replace_folder
 from enrobe.config import EncoderConfig, HeadConfig
 from enrobe.data.corpus import Corpus, SourceInfo, build
+from enrobe.data.languages import in_shares, language_files, smoothed
 from enrobe.data.masking import Masker, MaskingConfig
 from enrobe.data.packing import Documents, FullSentences, Mixture, permute
-from enrobe.data.vocabulary import train_vocabulary
+from enrobe.data.readers import expand
+from enrobe.data.vocabulary import read_texts, write_vocabulary
 from enrobe.errors import CallError, MissingExtraError
 from enrobe.nn.encoder import sinusoidal_positions
 from enrobe.nn.heads import Model
@@ -32,7 +34,7 @@ from enrobe.train.group import Group
 from enrobe.train.log import LOG
 from enrobe.train.loop import Run, fit
 from enrobe.train.losses import masked_lm_loss
-from enrobe.train.recipe import PretrainRecipe, ShapeTable, as_values
+from enrobe.train.recipe import PretrainRecipe, ShapeTable, SourceTable, as_values
 from enrobe.train.work import (
     Evaluation,
     Micro,
@@ -89,6 +91,7 @@ def run(recipe: PretrainRecipe, *, resume: bool) -> PretrainResult:
         if group.first:
             folder.mkdir(parents=True, exist_ok=True)
         group.wait()
+        recipe = with_languages(recipe)
         model, tokenizer, start = _model(recipe, group)
         rows, heldout = corpus_rows(recipe, tokenizer, group)
         values["data"] = data_hashes(recipe, tokenizer)
@@ -109,6 +112,15 @@ def run(recipe: PretrainRecipe, *, resume: bool) -> PretrainResult:
         raise named(error, folder) from None
     finally:
         group.leave()
+
+
+def with_languages(recipe: PretrainRecipe) -> PretrainRecipe:
+    """The recipe with a source for every language of its folder."""
+    if recipe.corpus.languages is None:
+        return recipe
+    found = language_files(recipe.corpus.languages)
+    sources = {name: SourceTable(files=tuple(files)) for name, files in found.items()}
+    return replace(recipe, corpus=replace(recipe.corpus, sources=sources, languages=None))
 
 
 def _result(folder: Path, work: "MaskedLM", ended: Run, group: Group) -> PretrainResult:
@@ -176,9 +188,18 @@ def _tokenizer(recipe: PretrainRecipe, group: Group) -> Path:
     folder = (recipe.corpus.folder or recipe.output) / "tokenizer"
     assert recipe.corpus.vocabulary is not None and isinstance(recipe.model, ShapeTable)
     if group.first and not (folder / "tokenizer.json").is_file():
-        files = [path for table in recipe.corpus.sources.values() for path in expand(table.files)]
+        tables = recipe.corpus.sources.values()
+        files = [expand(table.files) for table in tables]
+        if recipe.corpus.alpha:
+            texts = in_shares(
+                [partial(read_texts, some) for some in files],
+                [table.weight for table in tables],
+                recipe.corpus.alpha,
+            )
+        else:
+            texts = read_texts([path for some in files for path in some])
         length = recipe.model.max_positions - 2
-        train_vocabulary(folder, files, size=recipe.corpus.vocabulary, model_max_length=length)
+        write_vocabulary(folder, texts, recipe.corpus.vocabulary, length)
     group.wait()
     return folder
 
@@ -186,21 +207,6 @@ def _tokenizer(recipe: PretrainRecipe, group: Group) -> Path:
 # --- the data ---------------------------------------------------------------------------------
 
 Rows = FullSentences | Documents
-
-
-def expand(files: Sequence[Path]) -> list[Path]:
-    """The files that paths and patterns name, each pattern's in the order of their names.
-
-    Raises:
-        CallError: a pattern that no file fits.
-    """
-    found = []
-    for path in files:
-        some = sorted(Path(name) for name in glob.glob(str(path))) or [path]
-        if not some[0].is_file():
-            raise CallError(f"{path}: no such file")
-        found += some
-    return found
 
 
 def corpus_rows(
@@ -270,8 +276,10 @@ class MaskedLM:
         (self._head,) = model.head_configs
         self._tokenizer_folder = tokenizer_folder
         self._sources = list(sources.values())
+        sizes = [len(rows) for rows in self._sources]
         weights = [recipe.corpus.sources[name].weight for name in sources]
-        self._mixture = Mixture([len(rows) for rows in self._sources], weights, seed=recipe.seed)
+        shares = smoothed(sizes, weights, recipe.corpus.alpha)
+        self._mixture = Mixture(sizes, shares, seed=recipe.seed)
         self._masker = Masker(recipe.masking, tokenizer, seed=recipe.seed)
         # Rows are numbered through all sources, so that no two draw the same masks.
         self._first = np.cumsum([0, *(len(rows) for rows in self._sources)])

@@ -24,7 +24,7 @@ Packing = Literal["full", "documents"]
 _NAME = re.compile(r"\w[\w.-]*")
 _RESERVED = ("tokenizer", "heldout-")
 # Fields that name a model by its folder, a built-in name or a hub id.
-_MODELS = {"model", "teacher"}
+_MODELS = {"model", "target", "teacher"}
 Recipe = TypeVar("Recipe")
 
 
@@ -103,7 +103,12 @@ class CorpusTable:
         CallError: nothing to train on, or a value that is not allowed.
     """
 
-    sources: dict[str, SourceTable]
+    sources: dict[str, SourceTable] = field(default_factory=dict)
+    languages: Path | None = None
+    # or a folder with a file or a folder a language, each a source of that name
+    alpha: float = 0.0
+    # a source's share is weight * rows ** alpha: 0 by weights alone, 1 by size, 0.3 as XLM-R has it
+    # for languages
     heldout: dict[str, HeldoutTable] = field(default_factory=dict)
     # the first one chooses the best checkpoint
     vocabulary: int | None = None
@@ -120,8 +125,12 @@ class CorpusTable:
     # processes that tokenize
 
     def __post_init__(self) -> None:
-        if not self.sources:
+        if not self.sources and self.languages is None:
             raise CallError("[corpus.sources] is empty; fix: add [corpus.sources.NAME] with files")
+        if self.sources and self.languages is not None:
+            raise CallError("[corpus] has sources and languages; fix: leave out one of the two")
+        if not 0 <= self.alpha <= 1:
+            raise CallError(f"alpha is {show(self.alpha)}; allowed: 0 to 1")
         _at_least_one(workers=self.workers)
         for name in (*self.sources, *self.heldout):
             taken = name in self.sources and name.startswith(_RESERVED)

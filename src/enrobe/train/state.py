@@ -36,7 +36,7 @@ CHANGEABLE = (
     *("steps", "evaluate_every", "patience", "save_every", "log_every", "keep", "micro_tokens"),
     *("gradient_cosines", "gradient_checkpointing", "loaders"),
     # where the data lie; what they are is known by its hashes
-    *("files", "folder", "workers"),
+    *("files", "languages", "folder", "workers"),
 )
 
 Arrays = Mapping[str, npt.NDArray[Any]]
