@@ -456,8 +456,9 @@ def evaluate(
     if suite is not None:
         from enrobe.evaluate.suites import evaluate_suite
 
-        options = {"--head": head, "--task": task, "--text": columns, "--label": label}
-        options |= {"--by-language": by_language or None, "a second folder": data[1:] or None}
+        options: dict[str, object] = {"--head": head, "--task": task, "--text": columns}
+        options |= {"--label": label, "--by-language": by_language or None}
+        options |= {"a second folder": data[1:] or None}
         console.refuse(options, "beside --suite", "one of the two")
         done = evaluate_suite(enrobe.load(model, device=device), suite, data[0])
         return console_scores.show_suite(done, as_json=json)
