@@ -17,8 +17,11 @@ from enrobe.text.ragged import Ids, Ragged
 from enrobe.text.tokenizer import Tokenizer
 from enrobe.weights import Int8Rows
 
-TOKENS = 2048
-"""So many show which channels stand out, and how inputs go together."""
+_TOKENS = 2048, 8192
+# So many show which channels stand out, and how inputs go together; the more, the nearer: fewer
+# than a matrix has inputs leave it open how they go together.
+_MOST_BYTES = 2**30
+# Of what is held of them, which a large model has fewer for.
 _LONGEST = 64
 _BALANCED, _STEPS, _RATE = 512, 40, 0.2
 _LEFT = 0.3
@@ -28,10 +31,12 @@ WORTH_IT = 0.8
 # What is done to a matrix's inputs is kept where it leaves less than this share of the error.
 
 
-def rows_of(tokenizer: Tokenizer, texts: Sequence[str], tokens: int = TOKENS) -> Ragged:
-    """Texts as rows, cut to a usual length, up to so many tokens."""
+def rows_of(tokenizer: Tokenizer, texts: Sequence[str], config: EncoderConfig) -> Ragged:
+    """Texts as rows, cut to a usual length, up to as many tokens as a model needs."""
     rows: list[Ids] = []
-    left = tokens
+    # What is multiplied in a layer: by queries, output, up and down.
+    held = 4 * config.num_layers * (3 * config.hidden_size + config.intermediate_size)
+    left = int(np.clip(_MOST_BYTES // held, *_TOKENS))
     for row in tokenizer.encode(texts, limit=_LONGEST):
         if not isinstance(row, TextError) and left >= len(row.ids):
             rows.append(row.ids)
@@ -39,12 +44,12 @@ def rows_of(tokenizer: Tokenizer, texts: Sequence[str], tokens: int = TOKENS) ->
     return Ragged.from_rows(rows)
 
 
-def random_rows(read: Checkpoint, tokens: int = TOKENS) -> Ragged:
+def random_rows(read: Checkpoint) -> Ragged:
     """Rows of words drawn by chance, where no texts are given: always the same."""
     rng = np.random.default_rng(0)
     length = min(_LONGEST, read.config.max_tokens)
     return Ragged.from_rows(
-        [rng.integers(0, read.config.vocab_size, length) for _ in range(tokens // length)]
+        [rng.integers(0, read.config.vocab_size, length) for _ in range(_TOKENS[0] // length)]
     )
 
 
@@ -59,7 +64,10 @@ def everywhere(batch: Ragged) -> Ids:
 
 
 def inputs_of(read: Checkpoint, batch: Ragged) -> Mapping[str, Array]:
-    """What each matrix is multiplied with in float32, by its name. Shapes: (T, K)."""
+    """What each matrix is multiplied with in float32, by its name. Shapes: (T, K).
+
+    Keys and values have the queries'.
+    """
     return OnnxEngine(read).inputs(batch, every_output(read.config, read.heads), everywhere(batch))
 
 

@@ -65,7 +65,10 @@ class Int8Model:
         inputs = dict(inputs_of(read, batch))
         read = folded(read, inputs)
         every = units(read)
-        made = {u.name: int8_unit(read, u, inputs.pop(u.matrices[0], None)) for u in every}
+        made = {}
+        for unit in every:
+            own = next((name for name in unit.matrices if name in inputs), None)
+            made[unit.name] = int8_unit(read, unit, inputs.pop(own) if own else None)
         return cls(read, {unit.name: unit for unit in every}, made)
 
     def mixed(self, int8: Collection[str]) -> Checkpoint:

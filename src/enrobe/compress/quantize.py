@@ -133,7 +133,7 @@ class _Work:
             self.batch = calibrate.random_rows(read)
             self.said = ("no data was given: noise is that on random words, and no loss is known",)
         else:
-            self.batch = calibrate.rows_of(tokenizer, data.texts(exact))
+            self.batch = calibrate.rows_of(tokenizer, data.texts(exact), read.config)
         self.states = self._states(exact.engine)
 
     def int8(self) -> _Made:

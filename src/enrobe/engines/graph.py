@@ -230,7 +230,7 @@ def build(
     parameters: by the names of `checkpoint.shapes`; a matrix may be int8 (or uint8: the same plus
         128), has NAME.scale beside it, and may have NAME.smooth and NAME.zero (`weights.Int8Rows`).
     inputs: what each matrix is multiplied with is an output, too, called `inputs.NAME`, after the
-        others; the last layer is then computed everywhere.
+        others (keys and values have the queries'); the last layer is then computed everywhere.
 
     Outputs are called `hidden.N` and `heads.NAME`, in the request's order, layers first.
     """
@@ -247,7 +247,12 @@ def build(
     for name in request.heads:
         results[f"heads.{name}"] = builder.head(states[-1], name, heads[name], picked=confined)
     if inputs:
-        results |= {f"inputs.{name}": value for name, value in builder.multiplied.items()}
+        # Keys and values have the queries', and an output is a copy.
+        results |= {
+            f"inputs.{name}": value
+            for name, value in builder.multiplied.items()
+            if not name.endswith((".key.weight", ".value.weight"))
+        }
     for name, value in results.items():
         builder.nodes.append(helper.make_node("Identity", [value], [name]))
     initializers = [numpy_helper.from_array(v, name) for name, v in builder.constants.items()]

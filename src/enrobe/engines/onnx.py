@@ -64,6 +64,8 @@ class OnnxEngine:
     def inputs(self, batch: Ragged, request: Request, at: Ids) -> dict[str, Array]:
         """What each matrix is multiplied with on the way to a request's outputs, by its name.
 
+        Keys and values have the queries'.
+
         Shapes: (T, K), of a head (B, K) or (M, K). For measuring: the session is not kept.
         """
         check(batch, request, at, self)
