@@ -265,7 +265,15 @@ def convert(source: str, *, output: Path, tokenizer: Path | None = None) -> int:
 
 
 @app.command
-def export(model: ModelName, *, output: Path, format: ExportFormat, head: str | None = None) -> int:
+def export(
+    model: ModelName,
+    *,
+    output: Path,
+    format: ExportFormat,
+    head: str | None = None,
+    calibrate: Path | None = None,
+    column: TextColumn = None,
+) -> int:
     """Write a model in another form.
 
     huggingface: one head on its encoder, as a folder that transformers loads as it is. onnx,
@@ -278,10 +286,13 @@ def export(model: ModelName, *, output: Path, format: ExportFormat, head: str | 
         The folder to write; it must not exist, or be empty.
     head
         The head, where the model has several; of a graph else all.
+    calibrate
+        A file of texts like those that the graph will read: onnx and openvino then get an int8
+        graph (Q/DQ), with scales for these texts; without it, it is in float32.
     """
     from enrobe.compress.export import export as run_export
 
-    made = run_export(model, output, format=format, head=head)
+    made = run_export(model, output, format=format, head=head, calibrate=calibrate, column=column)
     print(f"written: {made}", file=sys.stderr)
     return 0
 

@@ -13,6 +13,7 @@ from enrobe.cli import main
 from enrobe.compress import export_graph as module
 from enrobe.compress.export import export
 from enrobe.compress.export_graph import onnx_runner, openvino_runner, padded
+from enrobe.compress.quantize import quantize
 from enrobe.engines.plain_graph import build_plain
 from enrobe.errors import RefusedError
 from tests.support import FAMILIES, HEADS, random_rows, reference, reference_outputs, scaled_error
@@ -140,3 +141,54 @@ def main_ended(arguments: list[str]) -> int:
         main(arguments)
     assert isinstance(ended.value.code, int)
     return ended.value.code
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+@pytest.mark.parametrize("from_int8", [False, True])
+def test_in_int8_with_scales_for_given_texts(runtime: str, from_int8: bool, tmp_path: Path) -> None:
+    if runtime == "openvino":
+        pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    bert_folder(tmp_path / "model", "classify")
+    texts = tmp_path / "texts.csv"
+    words = [f"w{n % 50} the cat w{n % 37} sat w{n % 41} on" for n in range(300)]
+    texts.write_text("body\n" + "".join(f"{line}\n" for line in words))
+    source = tmp_path / "model"
+    if from_int8:
+        source = tmp_path / "int8"
+        quantize(tmp_path / "model", source, seconds=0.1)
+    export(source, tmp_path / "x", format=runtime, calibrate=texts, column="body")  # type: ignore[arg-type]
+    model = enrobe.load(tmp_path / "model")
+    rows = [row.ids for row in model.tokenizer.encode(words[:20])]  # type: ignore[union-attr]
+    if runtime == "onnx":
+        graph = onnx.load(tmp_path / "x/model.onnx").graph
+        onnx.checker.check_model(onnx.load(tmp_path / "x/model.onnx"), full_check=True)
+        held = {v.name for v in graph.initializer if v.data_type == onnx.TensorProto.INT8}
+        # Every matrix but the head's last, and the word table.
+        assert len(held) == 3 * 6 + 1 + 1
+        # Queries, keys and values share one rounding of their inputs.
+        assert sum(node.op_type == "QuantizeLinear" for node in graph.node) == 3 * 4 + 1
+        run = onnx_runner(tmp_path / "x/model.onnx")
+    else:
+        run = openvino_runner(tmp_path / "x/openvino_model.xml")
+    found = run(padded(rows, 0))["logits"]
+    right = np.stack([run(padded([row], 0))["logits"][0] for row in rows])
+    assert scaled_error(found, right) <= 1e-2
+    batch = module.Ragged.from_rows(rows)
+    exact = model.engine.run(batch, module.Request(heads=("classify",))).heads["classify"]
+    centred = [values - exact.mean(axis=0) for values in (found, exact)]
+    assert module.noise(*centred) < 0.35, module.noise(*centred)
+    assert module.noise(found, exact) < 0.1, module.noise(found, exact)
+
+
+def test_what_an_int8_graph_is_refused_for(tmp_path: Path, capsys: Any) -> None:
+    bert_folder(tmp_path / "model", "classify")
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n")
+    words = ["export", str(tmp_path / "model"), f"--output={tmp_path / 'x'}"]
+    assert main_ended([*words, "--format=tensorrt", f"--calibrate={empty}"]) == 2
+    assert "allowed: for onnx and openvino" in capsys.readouterr().err
+    assert main_ended([*words, "--format=onnx", f"--calibrate={empty}"]) == 2
+    assert "no text" in capsys.readouterr().err
+    assert main_ended([*words, "--format=onnx", "--text=body"]) == 2
+    assert "--calibrate FILE" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()

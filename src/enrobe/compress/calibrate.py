@@ -27,6 +27,8 @@ _BALANCED, _STEPS, _RATE = 512, 40, 0.2
 _LEFT = 0.3
 # About what rounding for the product leaves of a matrix's noise.
 _ZEROS = (8, 16, 32, 64, 128)
+_NARROWER = 60
+# Ranges of a static scale that are tried, the last a sixth of the first.
 WORTH_IT = 0.8
 # What is done to a matrix's inputs is kept where it leaves less than this share of the error.
 
@@ -183,3 +185,22 @@ def signal_to_noise(
 ) -> list[float]:
     """In decibels, of each pair of arrays."""
     return [decibels(share(b - a, a)) for a, b in zip(exact, found, strict=True)]
+
+
+def static_scale(inputs_TK: Array) -> tuple[float, int]:
+    """One scale, and which of 0 to 255 stands for 0, for all rows of a matrix's inputs.
+
+    Of ever narrower ranges that which loses least in the mean square: what is beyond it is cut off,
+    and all else is finer.
+    """
+    some = inputs_TK[:: max(1, len(inputs_TK) // _BALANCED)]
+    low, high = min(0.0, float(inputs_TK.min())), max(0.0, float(inputs_TK.max()))
+    best, least = (1.0, 0), np.inf
+    for part in 0.97 ** np.arange(_NARROWER):
+        scale = max((high - low) * part / 255, float(np.finfo(np.float32).tiny))
+        zero = int(np.clip(np.rint(-low * part / scale), 0, 255))
+        kept = np.clip(np.rint(some / np.float32(scale)), -zero, 255 - zero) * np.float32(scale)
+        lost = float(np.square(kept - some, dtype=np.float64).sum())
+        if lost < least:
+            best, least = (scale, zero), lost
+    return best

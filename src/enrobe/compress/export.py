@@ -1,15 +1,24 @@
 """A model in another form: what `enrobe export` writes."""
 
 import os
-from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import get_args
 
 from enrobe import checkpoint, hub
+from enrobe.atomic import check_new
 from enrobe.compress.api import ExportFormat
-from enrobe.compress.export_graph import GraphFormat, export_graph
+from enrobe.compress.calibrate import rows_of
+from enrobe.compress.export_graph import export_graph
+from enrobe.compress.int8 import Int8Model, static
+from enrobe.data.readers import Source
 from enrobe.errors import CallError, ModelError, nearest, show
+from enrobe.text.ragged import Ragged
+from enrobe.text.tokenizer import Tokenizer
+
+_MOST_ROWS = 10_000
+# Of a file, which are read to calibrate with.
 
 
 def export(
@@ -18,6 +27,8 @@ def export(
     *,
     format: ExportFormat,
     head: str | None = None,
+    calibrate: str | os.PathLike[str] | None = None,
+    column: str | None = None,
 ) -> Path:
     """Write a model in another form.
 
@@ -27,9 +38,14 @@ def export(
         format: "huggingface": one head on its encoder, which transformers loads as it is; "onnx",
             "openvino", "tensorrt": a graph with all heads (`compress.export_graph`).
         head: its name, where the model has several; of a graph None is all.
+        calibrate: a file of texts like those that the graph will read (txt, jsonl, csv, tsv,
+            parquet; gz and xz of them): of "onnx" and "openvino" the graph is then in int8 (Q/DQ),
+            with scales for these texts. None: in float32.
+        column: which of the file's columns holds the text.
 
     Raises:
-        CallError: no such format or head, or several and none is named; the folder is there.
+        CallError: no such format or head, or several and none is named; the folder is there; the
+            file has no text, or is given for another format.
         RefusedError: a graph says something else than the model.
         HubError, ModelError: as `enrobe.load`.
     """
@@ -38,8 +54,35 @@ def export(
         raise CallError(
             f"format is {show(format)}; allowed: {', '.join(get_args(ExportFormat))}{hint}"
         )
-    folder = Path(output)
-    return _FORMATS[format](checkpoint.read(hub.resolve(model)), folder, head)
+    if calibrate is None and column is not None:
+        raise CallError("a column is named, and no file; fix: --calibrate FILE")
+    if calibrate is not None and format not in ("onnx", "openvino"):
+        raise CallError(f"a file to calibrate with, for {format}; allowed: for onnx and openvino")
+    read, folder = checkpoint.read(hub.resolve(model)), Path(output)
+    if format == "huggingface":
+        return _huggingface(read, folder, head)
+    if head is not None:
+        name = _chosen(read, head)
+        read = replace(read, heads={name: read.heads[name]})
+    if calibrate is None:
+        return export_graph(read, folder, format)
+    check_new(folder)
+    batch = _batch(read, Path(calibrate), column)
+    if not read.int8:
+        read = Int8Model.of(read, batch).without(())
+    return export_graph(read, folder, format, static(read, batch))
+
+
+def _batch(read: checkpoint.Checkpoint, file: Path, column: str | None) -> Ragged:
+    """The first texts of a file as rows."""
+    source = Source(file, column)
+    rows = islice((row for row in source if row.error is None), _MOST_ROWS)
+    texts = [row.text for row in rows if row.text.strip()]
+    tokenizer = Tokenizer.from_folder(read.folder, read.config.family, read.config.vocab_size)
+    batch = rows_of(tokenizer, texts, read.config)
+    if not len(batch.ids):
+        raise CallError(f"{file}: no text that can be read")
+    return batch
 
 
 def _huggingface(read: checkpoint.Checkpoint, output: Path, head: str | None) -> Path:
@@ -67,21 +110,3 @@ def _chosen(read: checkpoint.Checkpoint, head: str | None) -> str:
     if len(read.heads) > 1:
         raise CallError(f"the model has several heads; name one: {has}; fix: --head NAME")
     return next(iter(read.heads))
-
-
-def _graph(format: GraphFormat) -> Callable[[checkpoint.Checkpoint, Path, str | None], Path]:
-    def write(read: checkpoint.Checkpoint, output: Path, head: str | None) -> Path:
-        if head is not None:
-            name = _chosen(read, head)
-            read = replace(read, heads={name: read.heads[name]})
-        return export_graph(read, output, format)
-
-    return write
-
-
-_FORMATS: Mapping[str, Callable[[checkpoint.Checkpoint, Path, str | None], Path]] = {
-    "huggingface": _huggingface,
-    "onnx": _graph("onnx"),
-    "openvino": _graph("openvino"),
-    "tensorrt": _graph("tensorrt"),
-}

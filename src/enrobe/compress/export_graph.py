@@ -20,7 +20,7 @@ from enrobe.atomic import new_folder
 from enrobe.checkpoint import Checkpoint
 from enrobe.engines.base import Array, Request
 from enrobe.engines.onnx import OnnxEngine
-from enrobe.engines.plain_graph import build_plain
+from enrobe.engines.plain_graph import Static, build_plain
 from enrobe.errors import MissingExtraError, ModelError, RefusedError, TextError
 from enrobe.sentence_folder import MODULES, copy_sentence_files, read_sentence_settings
 from enrobe.tasks.model import Model
@@ -32,7 +32,9 @@ GraphFormat = Literal["onnx", "openvino", "tensorrt"]
 Values = Mapping[str, npt.NDArray[Any]]
 
 TOLERANCE, HALF_TOLERANCE = 1e-4, 2e-2
-"""The largest error, as a share of the largest number (of 1 at least)."""
+"""The `largest` error."""
+INT8_TOLERANCE = 0.5
+"""The most `noise`, of the worst text: what a task loses by it, `enrobe evaluate` says."""
 _LARGEST_FILE = 1_500_000_000
 # Bytes of one protobuf, whose limit is 2 GiB: beyond it weights stand in a file beside the graph.
 TEXTS = (
@@ -48,7 +50,9 @@ TEXTS = (
 """What a graph is tried on: short and long, several scripts, one without a word."""
 
 
-def export_graph(read: Checkpoint, output: Path, format: GraphFormat) -> Path:
+def export_graph(
+    read: Checkpoint, output: Path, format: GraphFormat, static: Static | None = None
+) -> Path:
     """Write a model's graph with its tokenizer, if it says what the model says.
 
     Args:
@@ -57,6 +61,7 @@ def export_graph(read: Checkpoint, output: Path, format: GraphFormat) -> Path:
         format: "onnx": model.onnx; "openvino": openvino_model.xml and .bin; "tensorrt": model.onnx
             with products in float16 and all types explicit, and build.sh, which builds the engine
             where TensorRT is.
+        static: the matrices that are int8 in the graph; of "onnx" and "openvino".
 
     Raises:
         RefusedError: the graph's answers are further from the model's than they may be.
@@ -69,7 +74,7 @@ def export_graph(read: Checkpoint, output: Path, format: GraphFormat) -> Path:
         sentence = read_sentence_settings(read.folder)
         if not sentence.include_prompt:
             raise ModelError(f"{read.folder}: its pooling leaves prompts out; a graph cannot")
-    graph = build_plain(read.config, read.heads, read.tensors, sentence, half=half)
+    graph = build_plain(read.config, read.heads, read.tensors, sentence, half=half, static=static)
     with new_folder(output) as work:
         path = work / "model.onnx"
         large = graph.ByteSize() > _LARGEST_FILE
@@ -81,7 +86,10 @@ def export_graph(read: Checkpoint, output: Path, format: GraphFormat) -> Path:
             for old in work.glob("model.onnx*"):
                 old.unlink()
             run = openvino_runner(work / "openvino_model.xml")
-        verify(read, run, HALF_TOLERANCE if half else TOLERANCE)
+        if static is not None:
+            verify(read, run, INT8_TOLERANCE, error=noise)
+        else:
+            verify(read, run, HALF_TOLERANCE if half else TOLERANCE)
         for name in ("config.json", *checkpoint.TOKENIZER_FILES):
             if (read.folder / name).is_file():
                 shutil.copyfile(read.folder / name, work / name)
@@ -91,8 +99,24 @@ def export_graph(read: Checkpoint, output: Path, format: GraphFormat) -> Path:
     return output
 
 
-def verify(read: Checkpoint, run: Callable[[Values], Values], tolerance: float) -> float:
-    """Compare a graph's answers with the float32 model's: the largest scaled error.
+def largest(found: Array, right: Array) -> float:
+    """The largest error, as a share of the largest number (of 1 at least)."""
+    return float(np.abs(found - right).max()) / max(1.0, float(np.abs(right).max()))
+
+
+def noise(found: Array, right: Array) -> float:
+    """The root mean square of the error, as a share of the answer's."""
+    return float(np.sqrt(np.square(found - right).mean() / max(np.square(right).mean(), 1e-30)))
+
+
+def verify(
+    read: Checkpoint,
+    run: Callable[[Values], Values],
+    tolerance: float,
+    *,
+    error: Callable[[Array, Array], float] = largest,
+) -> float:
+    """Compare a graph's answers with the float32 model's; the largest `error` of any.
 
     Each text alone, and all of them padded.
 
@@ -112,10 +136,9 @@ def verify(read: Checkpoint, run: Callable[[Values], Values], tolerance: float) 
                 mine = values[place]
                 if right.shape != mine.shape:
                     mine = mine[: len(rows[i])]
-                scale = max(1.0, float(np.abs(right).max()))
-                error = float(np.abs(mine - right).max()) / scale
-                if not error <= worst:
-                    worst, where = error, name
+                apart = error(mine, right)
+                if not apart <= worst:
+                    worst, where = apart, name
     if not worst <= tolerance:
         raise RefusedError(
             f"{where} of the graph is {worst:.2g} away from the model's; allowed: {tolerance:.0e}, "

@@ -3,6 +3,7 @@
 Legend: T tokens, K inputs and N outputs of a matrix, H hidden.
 """
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Self
@@ -19,14 +20,18 @@ from enrobe.compress.calibrate import (
     middle,
     noise,
     share,
+    static_scale,
 )
 from enrobe.compress.rounding import feedback, mean_error, rounded
 from enrobe.engines.base import Array
+from enrobe.engines.plain_graph import Static
 from enrobe.text.ragged import Ragged
 from enrobe.weights import Int8Rows
 
 _TABLES = ("embeddings.position.weight", "embeddings.token_type.weight")
 # Their noise goes into every token, and they are a hundredth of a model.
+_QUERIES = re.compile(r"(?<=\.)(key|value)(?=\.weight$)")
+# Have the same inputs as the queries.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +89,17 @@ class Int8Model:
     def without(self, kept: Collection[str]) -> Checkpoint:
         """The model in int8, but for the units that are kept as float32."""
         return self.mixed([name for name in self.units if name not in kept])
+
+
+def static(read: Checkpoint, batch: Ragged) -> Static:
+    """The int8 matrices of a checkpoint, with fixed scales for inputs like those of a batch."""
+    inputs = inputs_of(replace(read, int8={}, computes_int8=False), batch)
+    found = {}
+    for name, rows in read.int8.items():
+        own = inputs.get(_QUERIES.sub("query", name))
+        if own is not None:
+            found[name] = static_scale(own if rows.smooth is None else own * rows.smooth)
+    return Static(rows=read.int8, inputs=found)
 
 
 def units(read: Checkpoint) -> list[Unit]:

@@ -62,7 +62,7 @@ class Data:
             out[f"{head}: {name.replace('_', ' ')}"] = value
         return out
 
-    def texts(self, model: Model, most: int = 200) -> list[str]:
+    def texts(self, model: Model, most: int = 1000) -> list[str]:
         """Texts of the file, from all over it, to see what goes through the model."""
         if self.task is not None:
             found = [text for row in read_rows(self.file, self.text).texts for text in row]

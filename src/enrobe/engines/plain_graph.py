@@ -6,10 +6,15 @@
 
 Several heads are one graph: `NAME.logits` each. Places whose attention mask is 0 change nothing.
 
-Legend: B rows, S places of a row, H hidden.
+In int8 both sides of a product are written as Q/DQ: rounded to whole numbers by QuantizeLinear,
+with a scale that was found beforehand, and back by DequantizeLinear. A runtime that knows the
+pattern multiplies whole numbers; another one computes the same in float32.
+
+Legend: B rows, S places of a row, H hidden, K inputs and N outputs of a matrix.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,6 +25,7 @@ from onnx import TensorProto, helper, numpy_helper
 from enrobe.config import EncoderConfig, HeadConfig
 from enrobe.engines.base import Array, Request
 from enrobe.sentence_folder import Dense, PoolName, SentenceSettings
+from enrobe.weights import Int8Rows
 
 _OPSET = 17
 _IR_VERSION = 9
@@ -27,9 +33,29 @@ _FAR = -1e9
 # Added to the score of a place that is not there; exp of it is 0.
 
 
+@dataclass(frozen=True, kw_only=True)
+class Static:
+    """What makes a graph int8: matrices, and the scale and the zero of what each multiplies.
+
+    Of a table, which is not multiplied, there is no scale.
+    """
+
+    rows: Mapping[str, Int8Rows]
+    inputs: Mapping[str, tuple[float, int]]
+
+
 class _Graph:
-    def __init__(self, config: EncoderConfig, tensors: Mapping[str, Array], *, half: bool) -> None:
+    def __init__(
+        self,
+        config: EncoderConfig,
+        tensors: Mapping[str, Array],
+        *,
+        half: bool,
+        static: Static | None = None,
+    ) -> None:
         self.config, self.half = config, half
+        self._static = static or Static(rows={}, inputs={})
+        self._rounded: dict[tuple[str, float, int, bytes], str] = {}
         self.at = False
         self.nodes: list[onnx.NodeProto] = []
         self.values: dict[str, onnx.TensorProto] = {}
@@ -67,8 +93,41 @@ class _Graph:
         return self.node("Cast", x, to=to)
 
     def linear(self, x: str, name: str, weight: str | None = None, bias: str | None = None) -> str:
-        out = self.product(x, self.weight(weight or f"{name}.weight", turned=True))
+        weight = weight or f"{name}.weight"
+        if weight in self._static.inputs:
+            out = self.int8_product(x, weight)
+        else:
+            out = self.product(x, self.weight(weight, turned=True))
         return self.node("Add", out, self.weight(bias or f"{name}.bias"))
+
+    def int8_product(self, x: str, weight: str) -> str:
+        rows, (scale, zero) = self._static.rows[weight], self._static.inputs[weight]
+        smooth = b"" if rows.smooth is None else rows.smooth.tobytes()
+        key = (x, scale, zero, smooth)
+        if key not in self._rounded:
+            if rows.smooth is not None:
+                x = self.node("Mul", x, self.value(f"{weight}.smooth", rows.smooth, np.float32))
+            how = (
+                self.value(f"{weight}.input_scale", scale, np.float32),
+                self.value(f"{weight}.input_zero", zero, np.uint8),
+            )
+            numbers = self.node("QuantizeLinear", x, *how)
+            self._rounded[key] = self.node("DequantizeLinear", numbers, *how)
+        turned = self.value(f"{weight}.T", np.ascontiguousarray(rows.values.T), np.int8)
+        matrix = self.node("DequantizeLinear", turned, self.scale(weight), axis=1)
+        return self.node("MatMul", self._rounded[key], matrix)
+
+    def scale(self, weight: str) -> str:
+        return self.value(f"{weight}.scale", self._static.rows[weight].scale, np.float32)
+
+    def rows(self, table: str, ids: str) -> str:
+        """Rows of an embedding table."""
+        if table not in self._static.rows:
+            return self.node("Gather", self.weight(table), ids)
+        stored = self.value(table, self._static.rows[table].values, np.int8)
+        found = self.cast(self.node("Gather", stored, ids), TensorProto.FLOAT)
+        scale = self.node("Gather", self.scale(table), ids)
+        return self.node("Mul", found, self.node("Unsqueeze", scale, self.value("last", [-1])))
 
     def norm(self, x: str, name: str) -> str:
         factors = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
@@ -84,7 +143,7 @@ class _Graph:
 
     def embeddings(self) -> str:
         mask = "attention_mask"
-        total = self.node("Gather", self.weight("embeddings.word.weight"), "input_ids")
+        total = self.rows("embeddings.word.weight", "input_ids")
         if self.config.position_offset:
             # Padding stands at the padding's own position, as RoBERTa has it.
             counted = self.node("Mul", self.node("CumSum", mask, self.value("1", 1)), mask)
@@ -232,6 +291,7 @@ def build_plain(
     sentence: SentenceSettings | None = None,
     *,
     half: bool = False,
+    static: Static | None = None,
 ) -> onnx.ModelProto:
     """The graph, with its weights in it.
 
@@ -239,8 +299,9 @@ def build_plain(
         config, heads, tensors: of a checkpoint.
         sentence: what a sentence-transformers folder says; None: it is none.
         half: matrices, and products, in float16; all else stays float32. Types are all explicit.
+        static: the matrices that are int8.
     """
-    graph = _Graph(config, tensors, half=half)
+    graph = _Graph(config, tensors, half=half, static=static)
     x, far = graph.embeddings(), graph.far()
     for index in range(config.num_layers):
         x = graph.layer(x, index, far)
