@@ -34,12 +34,14 @@ TASKS: dict[str, dict[str, Any]] = {
         "recipe": "distil-mr.toml",
         "lr": 5e-5,
         "epochs": 3,
+        "student": ("epochs = 2", "lr = 1e-4"),
         "tasks": {"polarity": ("classify", "sentence", "label")},
     },
     "snips": {
         "recipe": "distil-snips.toml",
         "lr": 1e-4,
         "epochs": 3,
+        "student": ("epochs = 2", "lr = 3e-4"),
         "tasks": {
             "intent": ("classify", "tokens", "label"),
             "slots": ("tag", "tokens", "slots"),
@@ -100,8 +102,7 @@ def student(name: str, arm: str, seed: int) -> bool:
             f"seed = {seed}",
             "student.layers = 3",
             f"losses.{ARMS[arm]}",
-            "epochs = 1",
-            "lr = 1e-4",
+            *TASKS[name]["student"],
             'freeze = "embeddings"',
         ],
     )
