@@ -34,7 +34,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "recipe": "distil-mr.toml",
         "lr": 5e-5,
         "epochs": 3,
-        "student": ("epochs = 2", "lr = 1e-4"),
+        "student": ("epochs = 4", "lr = 1e-4"),
         "tasks": {"polarity": ("classify", "sentence", "label")},
     },
     "snips": {
