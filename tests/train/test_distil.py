@@ -176,7 +176,11 @@ def test_vectors_are_those_of_embed(settings: SentenceSettings, tmp_path: Path) 
     assert np.abs(found.numpy() - expected).max() < 2e-5 * max(1, np.abs(expected).max())
 
 
-@pytest.mark.parametrize("student", [{"layers": 2}, NARROW], ids=["layers", "narrow"])
+@pytest.mark.parametrize(
+    "student",
+    [{"layers": 2}, pytest.param(NARROW, marks=pytest.mark.slow)],
+    ids=["layers", "narrow"],
+)
 def test_a_student_comes_near_its_teachers_vectors(student: dict[str, Any], tmp_path: Path) -> None:
     folder = sentence_teacher(tmp_path / "teacher", SETTINGS[0])
     given = values(folder, tmp_path / "run", student=student, **texts_tables(tmp_path))

@@ -61,6 +61,7 @@ def test_layers_are_unfrozen_from_the_top(folder: Path, tmp_path: Path) -> None:
     assert not np.array_equal(before[word], tensors(finetune.run(last, resume=False).model)[word])
 
 
+@pytest.mark.slow
 def test_unfreezing_goes_on_exactly(folder: Path, tmp_path: Path) -> None:
     tasks = {"mine": task("classify", labelled(tmp_path, "classify"))}
     whole, killed = (

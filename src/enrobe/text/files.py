@@ -29,7 +29,7 @@ def spoken(backend: tokenizers.Tokenizer, dialect: Dialect) -> Dialect:
     multilingual-e5 and Multilingual-MiniLM are BERT encoders with XLM-R's tokenizer.
     """
     roberta = "xlm-roberta" if type(backend.model).__name__ == "Unigram" else "roberta"
-    for known in (dialect, DIALECTS[roberta], DIALECTS["bert"]):
+    for known in (dialect, DIALECTS[roberta]):
         if all(backend.token_to_id(name) is not None for name in known.special_tokens):
             return known
     return dialect
