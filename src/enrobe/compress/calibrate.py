@@ -66,11 +66,14 @@ def everywhere(batch: Ragged) -> Ids:
 
 
 def inputs_of(read: Checkpoint, batch: Ragged) -> Mapping[str, Array]:
-    """What each matrix is multiplied with in float32, by its name. Shapes: (T, K).
-
-    Keys and values have the queries'.
-    """
-    return OnnxEngine(read).inputs(batch, every_output(read.config, read.heads), everywhere(batch))
+    """What each matrix is multiplied with in float32, by its name. Shapes: (T, K)."""
+    request = every_output(read.config, read.heads)
+    found = OnnxEngine(read).inputs(batch, request, everywhere(batch))
+    for i in range(read.config.num_layers):
+        # The same array: the engine gives out one copy.
+        for part in ("key", "value"):
+            found[f"layers.{i}.{part}.weight"] = found[f"layers.{i}.query.weight"]
+    return found
 
 
 def middle(inputs_TK: Array) -> int:

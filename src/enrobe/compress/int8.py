@@ -3,7 +3,6 @@
 Legend: T tokens, K inputs and N outputs of a matrix, H hidden.
 """
 
-import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Self
@@ -30,8 +29,6 @@ from enrobe.weights import Int8Rows
 
 _TABLES = ("embeddings.position.weight", "embeddings.token_type.weight")
 # Their noise goes into every token, and they are a hundredth of a model.
-_QUERIES = re.compile(r"(?<=\.)(key|value)(?=\.weight$)")
-# Have the same inputs as the queries.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +69,8 @@ class Int8Model:
         every = units(read)
         made = {}
         for unit in every:
-            own = next((name for name in unit.matrices if name in inputs), None)
-            made[unit.name] = int8_unit(read, unit, inputs.pop(own) if own else None)
+            given = [inputs.pop(name, None) for name in unit.matrices]
+            made[unit.name] = int8_unit(read, unit, given[0])
         return cls(read, {unit.name: unit for unit in every}, made)
 
     def mixed(self, int8: Collection[str]) -> Checkpoint:
@@ -96,7 +93,7 @@ def static(read: Checkpoint, batch: Ragged) -> Static:
     inputs = inputs_of(replace(read, int8={}, computes_int8=False), batch)
     found = {}
     for name, rows in read.int8.items():
-        own = inputs.get(_QUERIES.sub("query", name))
+        own = inputs.get(name)
         if own is not None:
             found[name] = static_scale(own if rows.smooth is None else own * rows.smooth)
     return Static(rows=read.int8, inputs=found)
