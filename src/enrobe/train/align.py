@@ -29,9 +29,9 @@ from enrobe.tasks.pooling import normalize
 from enrobe.train.align_pairs import Pairs, read_pairs, split, with_prompt
 from enrobe.train.align_recipe import AlignRecipe
 from enrobe.train.align_training import train
-from enrobe.train.distil import copy_model
+from enrobe.train.hidden_teaching import PROJECTIONS
 from enrobe.train.procrustes import Rotation, procrustes
-from enrobe.train.state import BEST, LATEST, Checkpoints
+from enrobe.train.state import BEST, LATEST, Checkpoints, copy_model
 
 _CHUNK = 2048
 
@@ -133,7 +133,9 @@ def _learn(
     after = embed_all(load(best / "model"), texts, None, parts)
     target = _target(recipe, heldout.texts, parts)
     # A run that went on has an older one there.
-    replace_folder(recipe.output / "model", lambda place: copy_model(best / "model", place))
+    replace_folder(
+        recipe.output / "model", lambda place: copy_model(best / "model", place, (PROJECTIONS,))
+    )
     result = _result(recipe, "training", learned, heldout, before, after, target)
     write_report(result, recipe.output)
     return result

@@ -4,7 +4,6 @@ The three kinds of data differ in what is asked of the teacher; the rest is here
 """
 
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 from enrobe import checkpoint, hub
-from enrobe.atomic import check_new, new_folder, replace_folder
+from enrobe.atomic import check_new, replace_folder
 from enrobe.checkpoint import Checkpoint
 from enrobe.data.readers import expand
 from enrobe.engines.torch import TorchEngine
@@ -51,7 +50,7 @@ from enrobe.train.log import LOG
 from enrobe.train.loop import Run, TrainConfig, fit
 from enrobe.train.pretrain import MaskedLM, corpus_rows, data_hashes, with_languages
 from enrobe.train.recipe import as_values
-from enrobe.train.state import BEST, LATEST, Checkpoints, load_state
+from enrobe.train.state import BEST, LATEST, Checkpoints, copy_model, load_state
 from enrobe.train.student import student_of
 from enrobe.train.teacher_answers import Answers, head_answers
 from enrobe.train.vectors import SentenceVectors, TextRow, teacher_vectors, text_rows
@@ -176,7 +175,7 @@ def _result(folder: Path, teacher: Teacher, job: Job, ended: Run) -> DistilResul
     target = folder / "model"
     if teacher.group.first:
         # A run that went on has an older one there.
-        replace_folder(target, lambda place: copy_model(best / "model", place))
+        replace_folder(target, lambda place: copy_model(best / "model", place, (PROJECTIONS,)))
     teacher.group.wait()
     own = _measured(folder, step)
     theirs = job.scores(own)
@@ -202,14 +201,6 @@ def _measured(folder: Path, step: int) -> Scores:
     found = [line["evaluation"] for line in lines if "evaluation" in line and line["step"] == step]
     scores: Scores = found[-1] if found else {}
     return scores
-
-
-def copy_model(source: Path, target: Path) -> None:
-    """A checkpoint's model as a folder of its own, without what it was only taught by."""
-    with new_folder(target) as made:
-        shutil.copytree(
-            source, made, dirs_exist_ok=True, ignore=shutil.ignore_patterns(PROJECTIONS)
-        )
 
 
 # --- the kinds --------------------------------------------------------------------------------

@@ -4,14 +4,14 @@ One task is a mix of one. This is one run; `finetune_runs` makes several of a re
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from enrobe import checkpoint, hub
-from enrobe.atomic import check_new, new_folder, replace_folder
+from enrobe.atomic import check_new, replace_folder
 from enrobe.data.splits import TaskData
 from enrobe.text.tokenizer import Tokenizer
 from enrobe.train.finetune_data import Plan, fingerprint, load_tasks
@@ -24,7 +24,7 @@ from enrobe.train.group import Group
 from enrobe.train.loop import Run, fit
 from enrobe.train.recipe import as_values
 from enrobe.train.report import RunFacts
-from enrobe.train.state import BEST, LATEST, Checkpoints, load_state
+from enrobe.train.state import BEST, LATEST, Checkpoints, copy_model, load_state
 from enrobe.train.word_rows import train_used_words
 from enrobe.train.work import named, say
 
@@ -138,6 +138,7 @@ def _result(
             copy_model(
                 source,
                 place,
+                BESIDE,
                 lambda made: complete_model(made, work.model.config.family, reports, tasks, facts),
             )
 
@@ -184,16 +185,3 @@ def _facts(recipe: FinetuneRecipe, work: HeadTraining, ended: Run, step: int) ->
         parameters=sum(tensor.numel() for tensor in work.model.state_dict().values()),
         device=next(work.model.parameters()).device.type,
     )
-
-
-def copy_model(source: Path, target: Path, more: Callable[[Path], None] | None = None) -> None:
-    """Copy a model folder to a new one, without what training keeps in it.
-
-    `more` writes into it before it is there.
-    """
-    with new_folder(target) as made:
-        for path in source.iterdir():
-            if path.name not in BESIDE:
-                shutil.copy(path, made / path.name)
-        if more is not None:
-            more(made)

@@ -21,12 +21,12 @@ from enrobe.data.splits import TaskData
 from enrobe.errors import ModelError
 from enrobe.evaluate.seeds import Spread
 from enrobe.train import finetune
-from enrobe.train.finetune import copy_model, values_of
+from enrobe.train.finetune import values_of
 from enrobe.train.finetune_data import load_tasks
 from enrobe.train.finetune_recipe import FinetuneRecipe
 from enrobe.train.finetune_result import FinetuneResult, Gain
 from enrobe.train.group import Group
-from enrobe.train.state import check_recipe
+from enrobe.train.state import check_recipe, copy_model
 from enrobe.train.work import named, say
 
 RESULT = "result.json"

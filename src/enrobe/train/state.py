@@ -14,7 +14,7 @@ Nothing else is random: dropout is seeded by (seed, step), data by (seed, epoch,
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,3 +178,23 @@ def check_recipe(before: Mapping[str, Any], now: Mapping[str, Any], path: str = 
                 f"{path}{key} is {show(new)}, and was {show(old)} in the run to go on with; fix: "
                 f"put it back, or name another output; may change: {', '.join(CHANGEABLE)}"
             )
+
+
+def copy_model(
+    source: Path,
+    target: Path,
+    beside: Collection[str] = (),
+    more: Callable[[Path], None] | None = None,
+) -> None:
+    """Copy a checkpoint's model to a new folder.
+
+    Args:
+        source, target: folders.
+        beside: names of what training keeps in it, which is left out.
+        more: writes into the copy before it is there.
+    """
+    with new_folder(target) as made:
+        left = shutil.ignore_patterns(*beside)
+        shutil.copytree(source, made, dirs_exist_ok=True, ignore=left)
+        if more is not None:
+            more(made)
