@@ -6,15 +6,22 @@ WEIGHTS := .cache/weights
 # The CPU build; any other version pulls gigabytes of CUDA.
 TORCH := torch==2.13.0
 
+# Our own engine is built where there is a compiler; all else works without it.
+NATIVE := $(shell find native -type f)
+define NATIVE_INSTALL
+	@if command -v c++ > /dev/null; then $(1)/bin/pip install -q --force-reinstall --no-deps ./native; \
+	else echo "no C++ compiler: enrobe-native is left out"; fi
+endef
+
 .PHONY: demo test test-all lint enrobe-tiny enrobe-small docs clean
 
-demo: $(DEMO)/ready
+demo: $(DEMO)/native
 	@TTY_COMPATIBLE=1 TERM=dumb $(DEMO)/bin/enrobe fill "The film was directed <mask> a young man."
 
-test: lint $(WEIGHTS)/ready
+test: lint $(DEV)/native $(WEIGHTS)/ready
 	$(DEV)/bin/python -m pytest -q -n 2
 
-test-all: lint $(WEIGHTS)/ready
+test-all: lint $(DEV)/native $(WEIGHTS)/ready
 	$(DEV)/bin/python -m pytest -q -n 2 -m ""
 
 lint: $(DEV)/ready
@@ -43,6 +50,14 @@ $(DEV)/ready: pyproject.toml
 	$(DEV)/bin/pip install -q $(TORCH)
 	$(DEV)/bin/pip install -q -e '.[dev]'
 	touch $@
+
+$(DEMO)/native: $(DEMO)/ready $(NATIVE)
+	$(call NATIVE_INSTALL,$(DEMO))
+	@touch $@
+
+$(DEV)/native: $(DEV)/ready $(NATIVE)
+	$(call NATIVE_INSTALL,$(DEV))
+	@touch $@
 
 # Real weights for the tests; those that need them skip, and say so, where they cannot be fetched.
 # e5-small is left out, half a gigabyte: `scripts/fetch_weights.py .cache/weights e5-small`.

@@ -56,13 +56,21 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 SIZES = {"base": BASE, "tiny": {"layers": 2, "hidden": 64, "heads": 4, "wide": 256}}
 NEEDS = {
     "enrobe": "enrobe",
+    "enrobe_native": "enrobe_native",
     "transformers": "transformers",
     "sentence_transformers": "sentence_transformers",
     "onnxruntime": "onnxruntime.transformers",
     "onnxruntime_32": "onnxruntime.transformers",
     "ctranslate2": "ctranslate2",
 }
-ALL = ("enrobe", "transformers", "sentence_transformers", "onnxruntime", "ctranslate2")
+ALL = (
+    "enrobe",
+    "enrobe_native",
+    "transformers",
+    "sentence_transformers",
+    "onnxruntime",
+    "ctranslate2",
+)
 LIMIT = "products"
 # Calls in a row with one text, before the next contender's turn.
 BURST = 10
@@ -79,7 +87,7 @@ class Piece:
 
 
 PIECES = {
-    "w1": Piece(("enrobe", "onnxruntime", "ctranslate2"), {"w1": 4}),
+    "w1": Piece(("enrobe", "enrobe_native", "onnxruntime", "ctranslate2"), {"w1": 4}),
     # Several times slower than these; one round shows it.
     "w1-padded": Piece(("enrobe", "transformers", "sentence_transformers"), {"w1": 1}),
     "w1-sorted": Piece(("enrobe", "onnxruntime_32"), {"w1": 2}),
@@ -242,6 +250,7 @@ def worker(name: str, folder: Path) -> None:
     works = json.loads((folder / "works.json").read_text())["texts"]
     embed = {
         "enrobe": enrobe_embed,
+        "enrobe_native": lambda folder: enrobe_embed(folder, "native"),
         "transformers": transformers_embed,
         "sentence_transformers": sentence_embed,
         "onnxruntime": onnx_embed,
@@ -279,10 +288,10 @@ def burst(call: Callable[[], object]) -> list[float]:
     return taken
 
 
-def enrobe_embed(folder: Path) -> Embed:
+def enrobe_embed(folder: Path, engine: Any = "onnx") -> Embed:
     import enrobe
 
-    return enrobe.load(folder).embed
+    return enrobe.load(folder, engine=engine).embed
 
 
 def transformers_embed(folder: Path) -> Embed:

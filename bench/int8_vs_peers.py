@@ -1,17 +1,18 @@
 """int8, two threads: Enrobe against its peers on W1 and W2; speed, memory, nearness to float32.
 
-    pip install ctranslate2 openvino
+    pip install ./native ctranslate2 openvino
     python bench/embed_vs_peers.py prepare      # the model and the texts
     python bench/int8_vs_peers.py prepare       # everyone's int8 form of it
     python bench/int8_vs_peers.py measure
 
 The model has RoBERTa-base's sizes and random weights, the texts are those of embed_vs_peers: 512 of
-log-normal lengths, 32 of 128 tokens, one of 16 and of 128 (p50 and p99 of a call).
+log-normal lengths, 32 of 128 tokens, one of 16 and of 128 (p50 and p99 of a call); and 8 of 512.
 
-Contenders: enrobe (`enrobe quantize`); ONNX Runtime's own dynamic quantization (int8 weights a
-channel, one scale a batch for activations) of the graph that its optimizer fused, and of the plain
-one; CTranslate2, compute_type int8; OpenVINO on a graph with calibrated scales (Q/DQ),
-several requests at once. Each reads strings, sorts and batches as it is quickest with.
+Contenders: enrobe (`enrobe quantize`) in its own engine and in ONNX Runtime; ONNX Runtime's own
+dynamic quantization (int8 weights a channel, one scale a batch for activations) of the graph that
+its optimizer fused, and of the plain one; CTranslate2, compute_type int8; OpenVINO on a graph with
+calibrated scales (Q/DQ), several requests at once. Each reads strings, sorts and batches as it is
+quickest with.
 """
 
 import argparse
@@ -23,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import ROOT, serve, take_turns_at, workload_1, write_report
+from common import ROOT, exact_texts, serve, take_turns_at, workload_1, write_report
 from embed_vs_peers import THREADS, burst
 from embed_vs_peers import _sorted_embed as sorted_embed
 
-WHO = ("enrobe", "onnxruntime_fused", "onnxruntime_plain", "ctranslate2", "openvino")
-ROUNDS = {"w1": 3, "w2": 3, "one_16": 8, "one_128": 8}
+WHO = ("enrobe", "enrobe_onnx", "onnxruntime_fused", "onnxruntime_plain", "ctranslate2", "openvino")
+ROUNDS = {"w1": 5, "w2": 5, "eight_512": 5, "one_16": 20, "one_128": 12}
 CALIBRATED = 64
 
 
@@ -76,7 +77,12 @@ def prepare(folder: Path) -> None:
             quantize_dynamic(
                 path, target, per_channel=True, weight_type=QuantType.QInt8, extra_options=more
             )
-    calibrate(plain, folder / "static.int8.onnx", tokenizer, texts)
+    if not (folder / "static.int8.onnx").exists():
+        calibrate(plain, folder / "static.int8.onnx", tokenizer, texts)
+    works = json.loads((folder / "works.json").read_text())
+    works["texts"]["eight_512"] = exact_texts(tokenizer, tokens=512, count=8)
+    works["lengths"]["eight_512"] = [512] * 8
+    (folder / "works-int8.json").write_text(json.dumps(works))
 
 
 def export_encoder(folder: Path, target: Path, export: Callable[..., Any]) -> None:
@@ -125,7 +131,7 @@ def calibrate(plain: Path, target: Path, tokenizer: Any, texts: list[str]) -> No
 
 
 def measure(folder: Path, *, keep: bool) -> None:
-    given = json.loads((folder / "works.json").read_text())
+    given = json.loads((folder / "works-int8.json").read_text())
     size = ["--size", folder.name.removeprefix("embed-")]
     rounds = {work: (count, float("inf")) for work, count in ROUNDS.items()}
     arguments = {name: size for name in (*WHO, "float32")}
@@ -135,7 +141,7 @@ def measure(folder: Path, *, keep: bool) -> None:
     for name, facts in found.items():
         own = np.load(folder / f"int8-{name}.npz")
         report[name] = {"peak_mb": facts["peak_mb"]}
-        for work in ("w1", "w2"):
+        for work in ("w1", "w2", "eight_512"):
             tokens = sum(given["lengths"][work])
             report[name][work] = {
                 **facts[work],
@@ -148,7 +154,7 @@ def measure(folder: Path, *, keep: bool) -> None:
     for name in WHO[1:]:
         report[name]["enrobe_is_faster_by"] = {
             work: round(found[name][work]["median_s"] / found["enrobe"][work]["median_s"], 2)
-            for work in ("w1", "w2")
+            for work in ("w1", "w2", "eight_512")
         }
     if keep:
         write_report("int8_vs_peers", report)
@@ -167,10 +173,11 @@ def centred(exact: Any, found: Any) -> float:
 
 
 def worker(name: str, folder: Path) -> None:
-    works = json.loads((folder / "works.json").read_text())["texts"]
+    works = json.loads((folder / "works-int8.json").read_text())["texts"]
     embed = {
-        "enrobe": lambda: enrobe_embed(folder / "int8"),
-        "float32": lambda: enrobe_embed(folder),
+        "enrobe": lambda: enrobe_embed(folder / "int8", "native"),
+        "enrobe_onnx": lambda: enrobe_embed(folder / "int8", "onnx"),
+        "float32": lambda: enrobe_embed(folder, "onnx"),
         "onnxruntime_fused": lambda: onnx_embed(folder, "fused.int8.onnx"),
         "onnxruntime_plain": lambda: onnx_embed(folder, "plain.int8.onnx"),
         "ctranslate2": lambda: ctranslate2_embed(folder),
@@ -195,10 +202,10 @@ def worker(name: str, folder: Path) -> None:
     )
 
 
-def enrobe_embed(folder: Path) -> Any:
+def enrobe_embed(folder: Path, engine: Any) -> Any:
     import enrobe
 
-    return enrobe.load(folder).embed
+    return enrobe.load(folder, engine=engine).embed
 
 
 def block(rows: list[list[int]]) -> dict[str, Any]:

@@ -53,6 +53,7 @@ def optimize(
     for engine, package, extra in (
         ("openvino", "openvino", "openvino"),
         ("torch", "torch", "train"),
+        ("native", "enrobe_native", "native"),
     ):
         if find_spec(package):
             ways.append((engine, "float32", source))  # type: ignore[arg-type]  # a name of ours
@@ -63,6 +64,8 @@ def optimize(
         try:
             quantize(source, small, data=data, max_drop=max_drop, seconds=0.01)
             ways.append(("onnx", "int8", small))
+            if find_spec("enrobe_native"):
+                ways.append(("native", "int8", small))
         except RefusedError as error:
             said.append(f"int8: {error}")
         scores: dict[str, Mapping[str, Interval]] = {}

@@ -7,6 +7,7 @@ import numpy as np
 
 from enrobe import checkpoint, hub
 from enrobe.manifest import carried
+from enrobe.tasks.model import chosen_engine
 from enrobe.text.tokenizer import Tokenizer
 from enrobe.weights import INT8_WEIGHTS
 
@@ -16,7 +17,7 @@ def info(model: str | os.PathLike[str] | None) -> dict[str, Any]:
 
     Memory is that of the parameters alone, in bytes. int8 counts a byte for each number in a matrix
     and a float32 scale for each of its rows; vectors stay float32. `weights` says how they are
-    stored, and the bytes of those files.
+    stored, and the bytes of those files; `engine` what `enrobe.load` would take, and why.
 
     Raises:
         CallError, HubError, ModelError: as `enrobe.load`.
@@ -29,6 +30,7 @@ def info(model: str | os.PathLike[str] | None) -> dict[str, Any]:
     sizes = [np.shape(tensor) for tensor in read.tensors.values()]
     parameters = sum(int(np.prod(shape)) for shape in sizes)
     int8 = sum(_int8_bytes(shape) for shape in sizes)
+    engine, precision = chosen_engine(read)
     return {
         "folder": str(read.folder),
         "family": config.family,
@@ -45,6 +47,7 @@ def info(model: str | os.PathLike[str] | None) -> dict[str, Any]:
             "computed": "int8" if read.computes_int8 else "float32",
             "bytes": sum(file.stat().st_size for file in files),
         },
+        "engine": {"name": engine, "precision": precision, "why": _why(engine, precision)},
         "heads": {
             name: {"kind": head.kind, "labels": list(head.labels), **carried(head)}
             for name, head in read.heads.items()
@@ -63,6 +66,16 @@ def info(model: str | os.PathLike[str] | None) -> dict[str, Any]:
         "unexpected_tensors": list(read.unexpected),
         "ignored_keys": list(read.ignored_keys),
     }
+
+
+def _why(engine: str, precision: str) -> str:
+    if engine == "native":
+        import enrobe_native
+
+        return f"int8 weights, and enrobe-native is installed ({enrobe_native.kernels()[0]})"
+    if precision == "int8":
+        return "enrobe-native, which is quicker at int8, is not installed"
+    return "the default on a CPU"
 
 
 def _int8_bytes(shape: tuple[int, ...]) -> int:

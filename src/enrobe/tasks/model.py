@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -27,7 +28,7 @@ from enrobe.tasks.pooling import similarity
 from enrobe.tasks.results import Fill, Score, TokenVectors
 from enrobe.text.tokenizer import Tokenizer
 
-EngineName = Literal["auto", "onnx", "torch", "openvino"]
+EngineName = Literal["auto", "onnx", "torch", "openvino", "native"]
 Precision = Literal["auto", "float32", "bfloat16", "float16", "int8"]
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -371,7 +372,8 @@ def load(
     Args:
         model: a folder, a built-in name, or a hub id such as "FacebookAI/roberta-base"; None:
             $ENROBE_MODEL, else the built-in model.
-        engine: "auto" is onnx on a CPU, torch on a GPU.
+        engine: "auto" is torch on a GPU; on a CPU native for int8 where it is installed, else
+            onnx.
         precision: "auto" is int8 for a folder that `enrobe.quantize` made for it, on a CPU, else
             float32; the half precisions are for a GPU.
         device: "auto" is the CPU; "cuda" has to be asked for, since finding out costs the import of
@@ -381,7 +383,8 @@ def load(
         CallError: an argument is wrong, or two contradict each other.
         HubError: a hub id that cannot be fetched.
         ModelError: a folder that cannot be read.
-        MissingExtraError: the torch engine without PyTorch, openvino without OpenVINO.
+        MissingExtraError: the torch engine without PyTorch, openvino without OpenVINO, native
+            without enrobe-native.
     """
     for name, value, allowed in (
         ("engine", engine, get_args(EngineName)),
@@ -392,15 +395,11 @@ def load(
             hint = nearest(str(value), allowed)
             raise CallError(f"{name} is {show(value)}; allowed: {', '.join(allowed)}{hint}")
     where = "cpu" if device == "auto" else device
-    chosen = ("torch" if where == "cuda" else "onnx") if engine == "auto" else engine
     read = checkpoint.read(hub.resolve(model))
-    if precision == "auto":
-        width = "int8" if chosen == "onnx" and read.computes_int8 else "float32"
-    else:
-        width = precision
-    if chosen == "onnx" and (where != "cpu" or width not in ("float32", "int8")):
+    chosen, width = chosen_engine(read, engine, precision, where)
+    if chosen in ("onnx", "native") and (where != "cpu" or width not in ("float32", "int8")):
         raise CallError(
-            f"engine 'onnx' runs float32 or int8 on a CPU, not {width} on {where}; "
+            f"engine {show(chosen)} runs float32 or int8 on a CPU, not {width} on {where}; "
             "use engine='torch'"
         )
     if chosen == "openvino" and (where != "cpu" or width != "float32"):
@@ -414,11 +413,38 @@ def load(
     return Model(_engine(read, chosen, width, where), tokenizer, read.folder)
 
 
+def chosen_engine(
+    read: checkpoint.Checkpoint,
+    engine: EngineName = "auto",
+    precision: Precision = "auto",
+    device: str = "cpu",
+) -> tuple[str, str]:
+    """The engine and the precision that "auto" stands for."""
+    if precision != "auto":
+        width: str = precision
+    else:
+        at_home = device == "cpu" and engine in ("auto", "onnx", "native")
+        width = "int8" if at_home and read.computes_int8 else "float32"
+    if engine != "auto":
+        return engine, width
+    if device == "cuda":
+        return "torch", width
+    return ("native" if width == "int8" and find_spec("enrobe_native") else "onnx"), width
+
+
 def _engine(read: checkpoint.Checkpoint, name: str, precision: str, device: str) -> Engine:
     if name == "onnx":
         from enrobe.engines.onnx import OnnxEngine
 
         return OnnxEngine(read, precision=precision)
+    if name == "native":
+        try:
+            from enrobe.engines.native import NativeEngine
+        except ModuleNotFoundError as error:
+            if error.name != "enrobe_native":
+                raise
+            raise MissingExtraError("enrobe-native", "native", "engine 'native'") from None
+        return NativeEngine(read, precision=precision)
     if name == "openvino":
         try:
             from enrobe.engines.openvino import OpenvinoEngine

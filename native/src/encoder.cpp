@@ -1,0 +1,436 @@
+#include "encoder.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+namespace enrobe {
+
+namespace {
+
+// A part is what one thread works through on its own: enough rows that reading the weights is
+// nothing beside multiplying with them, few enough that they stay in the second-level cache.
+constexpr size_t kPart = 256;
+// Rows whose feed-forward is held at a time, which is the widest there is.
+constexpr size_t kWideRows = 128;
+
+// A row's length in memory, in floats. Not a power of two, which would put the rows of a block into
+// the same few lines of the cache.
+size_t row_stride(size_t n) { return padded(n) + 16; }
+
+struct Range {
+  size_t first, last;
+};
+Range share(size_t count, size_t rank, size_t size) {
+  return {count * rank / size, count * (rank + 1) / size};
+}
+
+std::invalid_argument wrong(const std::string& what) { return std::invalid_argument(what); }
+
+}  // namespace
+
+struct Encoder::Part {
+  const Batch& batch;
+  const Wanted& wanted;
+  size_t first_row, last_row;
+  Range picks;  // of wanted.picks
+
+  size_t start() const { return static_cast<size_t>(batch.offsets[first_row]); }
+  size_t tokens() const { return static_cast<size_t>(batch.offsets[last_row]) - start(); }
+  size_t picked() const { return picks.last - picks.first; }
+  bool is_picked(size_t layer) const { return wanted.picks && layer + 2 == wanted.layers.size(); }
+};
+
+// Room for a part. Rows are `stride` floats apart; what lies beyond a row's numbers stays zero.
+struct Encoder::Work {
+  size_t tokens = 0, longest = 0;
+  size_t stride, wide_stride, bytes_stride;
+  Block<float> x, asked, mixed, middle, projected, wide, scale;
+  Block<uint8_t> bytes;
+  std::vector<Block<float>> scratch;  // one a thread
+
+  float* keys() const { return projected.get() + stride; }
+  float* values() const { return projected.get() + 2 * stride; }
+  size_t projected_stride() const { return 3 * stride; }
+
+  void make_room(const Encoder& encoder, size_t for_tokens, size_t for_longest, size_t threads) {
+    const Sizes& sizes = encoder.sizes;
+    stride = row_stride(sizes.hidden);
+    wide_stride = row_stride(sizes.feed_forward);
+    if (for_tokens > tokens) {
+      tokens = for_tokens;
+      const auto zeros = [](size_t count) {
+        Block<float> made = allocate<float>(count);
+        std::fill(made.get(), made.get() + count, 0.0f);
+        return made;
+      };
+      for (Block<float>* rows : {&x, &asked, &mixed, &middle}) *rows = zeros(tokens * stride);
+      // A head that is no multiple of 16 wide is read beyond its end.
+      projected = zeros(tokens * projected_stride() + 2 * kPanel);
+      const size_t wide_rows = std::min(tokens, kWideRows);
+      wide = zeros(wide_rows * wide_stride);
+      bytes_stride = padded(std::max(sizes.hidden, sizes.feed_forward)) + 64;
+      bytes = allocate<uint8_t>(tokens * bytes_stride);
+      scale = zeros(tokens);
+    }
+    if (for_longest > longest || scratch.size() < threads) {
+      longest = std::max(longest, for_longest);
+      scratch.clear();
+      for (size_t i = 0; i < threads; ++i)
+        scratch.push_back(
+            allocate<float>(attend_scratch(longest, sizes.hidden / sizes.heads)));
+    }
+  }
+};
+
+// 24 rows of scores, and the keys turned.
+size_t attend_scratch(size_t keys, size_t d) { return padded(keys) * (24 + d); }
+
+Encoder::Encoder(Sizes given, const Kernels& table, size_t count)
+    : sizes(given), kernels(table), threads(count) {}
+
+Encoder::~Encoder() = default;
+
+void Encoder::set_table(const std::string& name, Table table) { tables_[name] = table; }
+
+void Encoder::set_linear(const std::string& name, Linear linear) {
+  linears_[name] = std::move(linear);
+}
+
+void Encoder::set_norm(const std::string& name, const float* weight, const float* bias,
+                       size_t size) {
+  Norm made;
+  made.size = size;
+  for (auto [from, to] : {std::pair{weight, &made.weight}, std::pair{bias, &made.bias}}) {
+    *to = allocate<float>(padded(size));
+    std::fill(to->get(), to->get() + padded(size), 0.0f);
+    std::copy(from, from + size, to->get());
+  }
+  norms_[name] = std::move(made);
+}
+
+const Linear& Encoder::linear(const std::string& name) const {
+  const auto found = linears_.find(name);
+  if (found == linears_.end()) throw wrong("no linear layer " + name);
+  return found->second;
+}
+
+const Norm& Encoder::norm(const std::string& name) const {
+  const auto found = norms_.find(name);
+  if (found == norms_.end()) throw wrong("no norm " + name);
+  return found->second;
+}
+
+const Table* Encoder::table(const std::string& name) const {
+  const auto found = tables_.find(name);
+  return found == tables_.end() ? nullptr : &found->second;
+}
+
+size_t Encoder::bytes() const {
+  size_t total = 0;
+  for (const auto& [name, linear] : linears_) total += linear.bytes();
+  return total;
+}
+
+void Encoder::finish() {
+  const auto fitting = [this](const std::string& name, size_t n, size_t k) {
+    const Linear& found = linear(name);
+    if (found.outputs != n || found.inputs != k)
+      throw wrong(name + " has " + std::to_string(found.outputs) + " outputs of " +
+                  std::to_string(found.inputs) + " inputs; wanted " + std::to_string(n) + " of " +
+                  std::to_string(k));
+    return &found;
+  };
+  const auto fitting_norm = [this](const std::string& name) {
+    const Norm& found = norm(name);
+    if (found.size != sizes.hidden) throw wrong(name + " is not as wide as the encoder");
+    return &found;
+  };
+  for (const char* name : {"word", "position"})
+    if (!table(name)) throw wrong(std::string("no table ") + name);
+  const size_t h = sizes.hidden, f = sizes.feed_forward;
+  first_norm_ = fitting_norm("embeddings.norm");
+  layers_.clear();
+  for (size_t i = 0; i < sizes.layers; ++i) {
+    const std::string name = "layers." + std::to_string(i) + ".";
+    layers_.push_back({fitting(name + "query", h, h), fitting(name + "key", h, h),
+                       fitting(name + "value", h, h), fitting(name + "output", h, h),
+                       fitting(name + "up", f, h), fitting(name + "down", h, f),
+                       fitting_norm(name + "attention_norm"), fitting_norm(name + "norm")});
+  }
+}
+
+namespace {
+
+// One step of a team: out = activation(x times a matrix) + residual. All threads are through when it
+// returns.
+struct Step {
+  const Linear& linear;
+  const float* x;
+  size_t stride, rows;
+  Activation activation;
+  const float* residual;
+  size_t residual_stride;
+  float* out;
+  size_t out_stride;
+  bool quantized;  // x is already, for a matrix with the same inputs
+};
+
+void take(const Step& step, uint8_t* bytes, size_t bytes_stride, float* scale, Team& team,
+          size_t rank) {
+  if (step.linear.is_int8() && !step.quantized) {
+    const Range mine = share(step.rows, rank, team.size());
+    for (size_t row = mine.first; row < mine.last; ++row)
+      step.linear.quantize(step.x + row * step.stride, bytes + row * bytes_stride, scale + row);
+    team.wait();
+  }
+  const Range mine = share(step.linear.panels(), rank, team.size());
+  step.linear.multiply({step.x, step.stride, bytes, bytes_stride, scale}, step.rows, mine.first,
+                       mine.last, step.activation, step.residual, step.residual_stride, step.out,
+                       step.out_stride);
+  team.wait();
+}
+
+}  // namespace
+
+void Encoder::embed(const Part& part, Work& work, Team& team, size_t rank) const {
+  const Batch& batch = part.batch;
+  const Range mine = share(part.tokens(), rank, team.size());
+  const std::pair<const Table*, const int64_t*> parts[] = {
+      {table("word"), batch.ids}, {table("position"), batch.positions},
+      {table("token_type"), batch.types}};
+  for (size_t t = mine.first; t < mine.last; ++t) {
+    float* row = work.middle.get() + t * work.stride;
+    std::fill(row, row + sizes.hidden, 0.0f);
+    for (const auto& [from, places] : parts) {
+      if (!from) continue;
+      const size_t place = static_cast<size_t>(places[part.start() + t]);
+      if (from->numbers) {
+        kernels.add_int8(from->numbers + place * sizes.hidden, from->scale[place], sizes.hidden,
+                         row);
+      } else {
+        const float* values = from->floats + place * sizes.hidden;
+        for (size_t i = 0; i < sizes.hidden; ++i) row[i] += values[i];
+      }
+    }
+    kernels.norm(row, sizes.hidden, first_norm_->weight.get(), first_norm_->bias.get(),
+                 sizes.epsilon, work.x.get() + t * work.stride);
+  }
+  team.wait();
+}
+
+void Encoder::run_layer(const Part& part, size_t index, Work& work, Team& team,
+                        size_t rank) const {
+  const Layer& layer = layers_[index];
+  const bool picked = part.is_picked(index);
+  const size_t tokens = part.tokens(), asking = picked ? part.picked() : tokens;
+  const size_t stride = work.stride, wide_stride = work.wide_stride;
+  const auto go = [&](const Step& step) {
+    take(step, work.bytes.get(), work.bytes_stride, work.scale.get(), team, rank);
+  };
+
+  const float* x = work.x.get();
+  const auto project = [&](const Linear& linear, const float* from, size_t rows, float* to,
+                           bool quantized) {
+    go({linear, from, stride, rows, Activation::none, nullptr, 0, to, work.projected_stride(),
+        quantized});
+  };
+  project(*layer.key, x, tokens, work.keys(), false);
+  project(*layer.value, x, tokens, work.values(), layer.value->same_inputs(*layer.key));
+  if (picked) {
+    const Range mine = share(asking, rank, team.size());
+    for (size_t row = mine.first; row < mine.last; ++row) {
+      const size_t token =
+          static_cast<size_t>(part.wanted.picks[part.picks.first + row]) - part.start();
+      std::copy(x + token * stride, x + token * stride + sizes.hidden,
+                work.asked.get() + row * stride);
+    }
+    team.wait();
+    x = work.asked.get();
+  }
+  project(*layer.query, x, asking, work.projected.get(),
+          !picked && layer.query->same_inputs(*layer.value));
+
+  const size_t d = sizes.hidden / sizes.heads;
+  size_t query = 0;  // of the text's first
+  for (size_t row = part.first_row, unit = 0; row < part.last_row; ++row) {
+    const size_t start = static_cast<size_t>(part.batch.offsets[row]) - part.start();
+    const size_t end = static_cast<size_t>(part.batch.offsets[row + 1]) - part.start();
+    size_t queries = end - start;
+    if (picked) {
+      const int64_t* picks = part.wanted.picks;
+      queries = 0;
+      while (query + queries < asking &&
+             picks[part.picks.first + query + queries] < part.batch.offsets[row + 1])
+        ++queries;
+    }
+    for (size_t head = 0; head < sizes.heads; ++head, ++unit) {
+      if (unit % team.size() != rank || !queries) continue;
+      const size_t first = start * work.projected_stride() + head * d;
+      kernels.attend(work.projected.get() + query * work.projected_stride() + head * d,
+                     work.projected_stride(), queries, work.keys() + first, work.values() + first,
+                     work.projected_stride(), end - start, d,
+                     work.mixed.get() + query * stride + head * d, stride,
+                     work.scratch[rank].get());
+    }
+    query += queries;
+  }
+  team.wait();
+
+  const auto normalize = [&](const float* from, const Norm& norm, float* to) {
+    const Range mine = share(asking, rank, team.size());
+    for (size_t row = mine.first; row < mine.last; ++row)
+      kernels.norm(from + row * stride, sizes.hidden, norm.weight.get(), norm.bias.get(),
+                   sizes.epsilon, to + row * stride);
+    team.wait();
+  };
+  // Queries, keys and values are no longer needed: their place is taken.
+  float* summed = work.projected.get();
+  go({*layer.output, work.mixed.get(), stride, asking, Activation::none, x, stride, summed, stride,
+      false});
+  normalize(summed, *layer.attention_norm, work.middle.get());
+  for (size_t first = 0; first < asking; first += kWideRows) {
+    const size_t rows = std::min(kWideRows, asking - first);
+    const float* middle = work.middle.get() + first * stride;
+    go({*layer.up, middle, stride, rows, Activation::gelu, nullptr, 0, work.wide.get(),
+        wide_stride, false});
+    go({*layer.down, work.wide.get(), wide_stride, rows, Activation::none, middle, stride,
+        work.mixed.get() + first * stride, stride, false});
+  }
+  normalize(work.mixed.get(), *layer.norm, work.x.get());
+}
+
+void Encoder::run_part(const Part& part, Work& work, Team& team, size_t rank) const {
+  const auto keep = [&](size_t layer) {
+    float* to = part.wanted.layers[layer];
+    if (!to) return;
+    const bool picked = layer && part.is_picked(layer - 1);
+    const size_t rows = picked ? part.picked() : part.tokens();
+    const size_t first = picked ? part.picks.first : part.start();
+    const Range mine = share(rows, rank, team.size());
+    for (size_t row = mine.first; row < mine.last; ++row)
+      std::copy(work.x.get() + row * work.stride, work.x.get() + row * work.stride + sizes.hidden,
+                to + (first + row) * sizes.hidden);
+  };
+  kernels.begin();
+  embed(part, work, team, rank);
+  keep(0);
+  for (size_t index = 0; index + 1 < part.wanted.layers.size(); ++index) {
+    team.wait();
+    run_layer(part, index, work, team, rank);
+    keep(index + 1);
+  }
+  team.wait();
+  kernels.end();
+}
+
+Pool& Encoder::pool() {
+  // After a fork the threads are the parent's.
+  const long process = getpid();
+  if (!pool_ || pool_process_ != process) {
+    if (pool_) pool_.release();
+    pool_ = std::make_unique<Pool>(threads);
+    pool_process_ = process;
+  }
+  return *pool_;
+}
+
+void Encoder::run(const Batch& batch, const Wanted& wanted) {
+  std::lock_guard<std::mutex> lock(running_);
+  const auto parts_of = [&](size_t most) {
+    std::vector<Part> parts;
+    size_t pick = 0;
+    for (size_t row = 0; row < batch.rows;) {
+      size_t last = row + 1;
+      while (last < batch.rows &&
+             static_cast<size_t>(batch.offsets[last + 1] - batch.offsets[row]) <= most)
+        ++last;
+      const size_t first_pick = pick;
+      while (pick < wanted.picked && wanted.picks[pick] < batch.offsets[last]) ++pick;
+      parts.push_back({batch, wanted, row, last, {first_pick, pick}});
+      row = last;
+    }
+    return parts;
+  };
+  std::vector<Part> parts = parts_of(kPart);
+  // Many: each thread takes the next one. Few: all work on the same.
+  const bool alone = threads == 1 || parts.size() >= 3 * threads;
+  if (!alone) parts = parts_of(kPart * threads);
+
+  size_t tokens = 0, longest = 0;
+  for (const Part& part : parts) tokens = std::max(tokens, part.tokens());
+  for (size_t row = 0; row < batch.rows; ++row)
+    longest = std::max(longest, static_cast<size_t>(batch.offsets[row + 1] - batch.offsets[row]));
+  while (kept_.size() < (alone ? threads : 1)) kept_.push_back(std::make_unique<Work>());
+  for (size_t i = 0; i < (alone ? threads : 1); ++i)
+    kept_[i]->make_room(*this, tokens, longest, alone ? 1 : threads);
+
+  std::atomic<size_t> next{0};
+  Team together(threads);
+  const auto work = [&](size_t rank) {
+    if (alone) {
+      Team self(1);
+      for (size_t i; (i = next.fetch_add(1)) < parts.size();)
+        run_part(parts[i], *kept_[rank], self, 0);
+    } else {
+      for (const Part& part : parts) run_part(part, *kept_[0], together, rank);
+    }
+  };
+  if (threads == 1)
+    work(0);
+  else
+    pool().run(work);
+}
+
+void Encoder::apply(const std::string& name, const float* x, size_t rows, Activation activation,
+                    float* out) {
+  const Linear& by = linear(name);
+  std::lock_guard<std::mutex> lock(running_);
+  const size_t stride = row_stride(by.inputs), out_stride = row_stride(by.outputs);
+  // Some rows at a time: a vocabulary is wide.
+  const size_t most = std::min<size_t>(rows, 64);
+  Block<float> from = allocate<float>(most * stride), to = allocate<float>(most * out_stride);
+  const size_t bytes_stride = padded(by.inputs) + 64;
+  Block<uint8_t> bytes = allocate<uint8_t>(most * bytes_stride);
+  Block<float> scale = allocate<float>(most);
+  std::fill(from.get(), from.get() + most * stride, 0.0f);
+  Team team(threads);
+  const auto work = [&](size_t rank) {
+    kernels.begin();
+    for (size_t first = 0; first < rows; first += most) {
+      const size_t count = std::min(most, rows - first);
+      const Range mine = share(count, rank, team.size());
+      for (size_t row = mine.first; row < mine.last; ++row)
+        std::copy(x + (first + row) * by.inputs, x + (first + row + 1) * by.inputs,
+                  from.get() + row * stride);
+      team.wait();
+      take({by, from.get(), stride, count, activation, nullptr, 0, to.get(), out_stride, false},
+           bytes.get(), bytes_stride, scale.get(), team, rank);
+      for (size_t row = mine.first; row < mine.last; ++row)
+        std::copy(to.get() + row * out_stride, to.get() + row * out_stride + by.outputs,
+                  out + (first + row) * by.outputs);
+      team.wait();
+    }
+    kernels.end();
+  };
+  if (threads == 1)
+    work(0);
+  else
+    pool().run(work);
+}
+
+void Encoder::normalize(const std::string& name, const float* x, size_t rows, float* out) {
+  const Norm& by = norm(name);
+  const size_t stride = row_stride(by.size);
+  Block<float> row = allocate<float>(stride), done = allocate<float>(stride);
+  std::fill(row.get(), row.get() + stride, 0.0f);
+  for (size_t i = 0; i < rows; ++i) {
+    std::copy(x + i * by.size, x + (i + 1) * by.size, row.get());
+    kernels.norm(row.get(), by.size, by.weight.get(), by.bias.get(), sizes.epsilon, done.get());
+    std::copy(done.get(), done.get() + by.size, out + i * by.size);
+  }
+}
+
+}  // namespace enrobe

@@ -1,0 +1,99 @@
+// An encoder with its weights, run over rows of tokens.
+//
+// Legend: T tokens, B rows of text, H hidden, F feed-forward, P picked positions.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "linear.h"
+#include "team.h"
+
+namespace enrobe {
+
+struct Sizes {
+  size_t layers, hidden, feed_forward, heads;
+  float epsilon;
+};
+
+// An embedding table where it lies: int8 with a scale a row, or float32. Shapes: (N, H), (N).
+struct Table {
+  const int8_t* numbers = nullptr;
+  const float* scale = nullptr;
+  const float* floats = nullptr;
+  size_t rows = 0;
+};
+
+struct Norm {
+  Block<float> weight, bias;
+  size_t size = 0;
+};
+
+// Rows of tokens end to end. Shapes: ids, types and positions (T); offsets (B + 1).
+struct Batch {
+  const int64_t *ids, *types, *positions, *offsets;
+  size_t rows;
+  size_t tokens() const { return static_cast<size_t>(offsets[rows]); }
+};
+
+// Where hidden states go: by layer, 0 the embeddings, null where not wanted. Shapes: (T, H); the
+// last layer's (P, H), if positions are picked. `picks` ascend.
+struct Wanted {
+  std::vector<float*> layers;  // depth + 1
+  const int64_t* picks = nullptr;
+  size_t picked = 0;
+};
+
+class Encoder {
+ public:
+  Encoder(Sizes sizes, const Kernels& kernels, size_t threads);
+  ~Encoder();
+
+  void set_table(const std::string& name, Table table);
+  void set_linear(const std::string& name, Linear linear);
+  void set_norm(const std::string& name, const float* weight, const float* bias, size_t size);
+  // Check that every part is there and fits; std::invalid_argument where not.
+  void finish();
+
+  void run(const Batch& batch, const Wanted& wanted);
+  // x (M, K) -> out (M, N), by a linear layer that was given by this name, and an activation.
+  void apply(const std::string& name, const float* x, size_t rows, Activation activation,
+             float* out);
+  void normalize(const std::string& name, const float* x, size_t rows, float* out);
+
+  const Sizes sizes;
+  const Kernels& kernels;
+  const size_t threads;
+  const Linear& linear(const std::string& name) const;
+  const Norm& norm(const std::string& name) const;
+  const Table* table(const std::string& name) const;
+  size_t bytes() const;
+
+ private:
+  struct Layer {
+    const Linear *query, *key, *value, *output, *up, *down;
+    const Norm *attention_norm, *norm;
+  };
+  struct Work;
+  struct Part;
+  void run_part(const Part& part, Work& work, Team& team, size_t rank) const;
+  void embed(const Part& part, Work& work, Team& team, size_t rank) const;
+  void run_layer(const Part& part, size_t index, Work& work, Team& team, size_t rank) const;
+  Pool& pool();
+
+  std::map<std::string, Linear> linears_;
+  std::map<std::string, Norm> norms_;
+  std::map<std::string, Table> tables_;
+  std::vector<Layer> layers_;
+  const Norm* first_norm_ = nullptr;
+  std::mutex running_;
+  std::unique_ptr<Pool> pool_;
+  long pool_process_ = 0;
+  std::vector<std::unique_ptr<Work>> kept_;
+};
+
+}  // namespace enrobe

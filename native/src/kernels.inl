@@ -1,0 +1,338 @@
+// The float32 part of a table of kernels, compiled once for each instruction set.
+//
+// Before it is included: kFloatRows x kFloatVectors, the block of sums that fits into the
+// processor's registers, and kAttendRows x kVectors likewise.
+
+#include "kernels.h"
+#include "vec.h"
+
+namespace {
+
+using enrobe::Activation;
+using enrobe::Finish;
+using enrobe::kPanel;
+
+void nothing() {}
+
+// c[rows][columns] = a[rows][k] times b[k][columns].
+struct Product {
+  const float* a;
+  size_t a_stride;
+  const float* b;
+  size_t b_stride;
+  size_t k;
+  float* c;
+  size_t c_stride;
+  const float* factors;  // of rows, or null
+  bool add;              // to what is in c
+};
+
+// R rows from `first` on and 16 * C columns of it, whose sums stay in registers.
+template <int R, int C>
+ENROBE_INLINE void block(const Product& of, size_t first) {
+  const float* a = of.a + first * of.a_stride;
+  const float* b = of.b;
+  float* c = of.c + first * of.c_stride;
+  const size_t a_stride = of.a_stride, b_stride = of.b_stride, c_stride = of.c_stride, k = of.k;
+  V sums[R][C];
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i)
+#pragma GCC unroll 4
+    for (int j = 0; j < C; ++j) sums[i][j] = of.add ? load(c + i * c_stride + 16 * j) : splat(0.0f);
+  for (size_t p = 0; p < k; ++p) {
+    V right[C];
+#pragma GCC unroll 4
+    for (int j = 0; j < C; ++j) right[j] = load(b + p * b_stride + 16 * j);
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i) {
+      const V left = splat(a[i * a_stride + p]);
+#pragma GCC unroll 4
+      for (int j = 0; j < C; ++j) sums[i][j] = fma(left, right[j], sums[i][j]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i) {
+    const V factor = splat(of.factors ? of.factors[first + i] : 1.0f);
+#pragma GCC unroll 4
+    for (int j = 0; j < C; ++j) store(c + i * c_stride + 16 * j, sums[i][j] * factor);
+  }
+}
+
+// Fewer rows than a block has.
+template <int R, int C>
+void rest(const Product& of, size_t first, size_t rows) {
+  if constexpr (R > 0) {
+    if (rows == R)
+      block<R, C>(of, first);
+    else
+      rest<R - 1, C>(of, first, rows);
+  }
+}
+
+template <int C>
+void multiply(const Product& of, size_t rows, size_t vectors) {
+  if constexpr (C > 1)
+    if (vectors < C) return multiply<C - 1>(of, rows, vectors);
+  size_t first = 0;
+  for (; first + kRows <= rows; first += kRows) block<kRows, C>(of, first);
+  rest<kRows - 1, C>(of, first, rows - first);
+}
+
+// --- products in float32 --------------------------------------------------------------------------
+
+void pack_float(const float* panel, size_t k, float* out) {
+  // A strip after another, each as wide as a block.
+  constexpr size_t width = 16 * kVectors;
+  for (size_t strip = 0; strip < kPanel; strip += width)
+    for (size_t p = 0; p < k; ++p)
+      for (size_t n = 0; n < width; ++n) *out++ = panel[p * kPanel + strip + n];
+}
+
+void dot_float(const float* a, size_t stride, size_t rows, const float* panel, size_t k,
+               float* sums) {
+  constexpr size_t width = 16 * kVectors;
+  // So many inputs that their weights stay in the first-level cache from block to block.
+  constexpr size_t most = 8192 / width;
+  for (size_t strip = 0; strip < kPanel; strip += width)
+    for (size_t p = 0; p < k; p += most) {
+      const size_t count = k - p < most ? k - p : most;
+      const float* b = panel + strip * k + p * width;
+      multiply<kVectors>({a + p, stride, b, width, count, sums + strip, kPanel, nullptr, p > 0},
+                         rows, kVectors);
+    }
+}
+
+// --- between products -----------------------------------------------------------------------------
+
+void quantize(const float* x, const float* smooth, size_t k, int zero, uint8_t* numbers,
+              float* scale) {
+  V high = splat(0.0f), low = splat(0.0f);
+  for (size_t i = 0; i < k; i += 16) {
+    V v = load(x + i);
+    if (smooth) v *= load(smooth + i);
+    high = maximum(v, high);
+    low = maximum(-v, low);
+  }
+  const float up = largest(high) / (float)(255 - zero), down = largest(low) / (float)zero;
+  float s = up > down ? up : down;
+  s = s > 1.17549435e-38f ? s : 1.17549435e-38f;
+  *scale = s;
+  const float inverse = 1.0f / s;
+  for (size_t i = 0; i < k; i += 16) {
+    V v = load(x + i);
+    if (smooth) v *= load(smooth + i);
+#if defined(__FMA__)
+    // The quotient as a division would round it (Markstein 1990), at a fifth of the time.
+    V quotient = v * splat(inverse);
+    if (inverse < 1e37f) quotient = fma(fma(-quotient, splat(s), v), splat(inverse), quotient);
+#else
+    (void)inverse;
+    const V quotient = v / splat(s);
+#endif
+    const I number = nearest(quotient) + splat((int32_t)zero);
+    const B bytes = __builtin_convertvector(number, B);
+    __builtin_memcpy(numbers + i, &bytes, sizeof bytes);
+  }
+}
+
+template <bool Int8, Activation How>
+void finish_as(const void* given, size_t rows, const Finish& how, float* out, size_t stride) {
+  V scale[4], bias[4];
+  I offset[4];
+  for (int j = 0; j < 4; ++j) {
+    bias[j] = load(how.bias + 16 * j);
+    if (Int8) {
+      scale[j] = load(how.scale + 16 * j);
+      __builtin_memcpy(&offset[j], how.offset + 16 * j, sizeof(I));
+    }
+  }
+  for (size_t r = 0; r < rows; ++r) {
+    for (int j = 0; j < 4; ++j) {
+      const size_t place = r * kPanel + 16 * j;
+      V v;
+      if (Int8) {
+        I sums;
+        __builtin_memcpy(&sums, (const int32_t*)given + place, sizeof sums);
+        v = __builtin_convertvector(sums - offset[j], V) * scale[j];
+        v = fma(v, splat(how.row_scale[r]), bias[j]);
+      } else {
+        v = load((const float*)given + place) + bias[j];
+      }
+      if (How == Activation::gelu) v = gelu(v);
+      if (How == Activation::relu) v = maximum(v, splat(0.0f));
+      if (How == Activation::tanh) {
+        // (1 - e^-2|x|) / (1 + e^-2|x|) with x's sign
+        const V e = exponential(splat(-2.0f) * maximum(v, -v));
+        const V t = (splat(1.0f) - e) / (splat(1.0f) + e);
+        // Near 0 the difference loses digits: there x - x^3 / 3 + 2 x^5 / 15 is exact enough.
+        const V s = v * v;
+        const V near = fma(v * s, fma(s, splat(2.0f / 15), splat(-1.0f / 3)), v);
+        const V far = v < splat(0.0f) ? -t : t;
+        v = s < splat(0.01f) ? near : far;
+      }
+      if (how.residual) v += load(how.residual + r * how.residual_stride + 16 * j);
+      store(out + r * stride + 16 * j, v);
+    }
+  }
+}
+
+void finish(const void* given, size_t rows, const Finish& how, float* out, size_t stride) {
+  using Function = void (*)(const void*, size_t, const Finish&, float*, size_t);
+  static const Function table[2][4] = {
+      {finish_as<false, Activation::none>, finish_as<false, Activation::gelu>,
+       finish_as<false, Activation::tanh>, finish_as<false, Activation::relu>},
+      {finish_as<true, Activation::none>, finish_as<true, Activation::gelu>,
+       finish_as<true, Activation::tanh>, finish_as<true, Activation::relu>}};
+  table[how.scale != nullptr][(int)how.activation](given, rows, how, out, stride);
+}
+
+void norm(const float* x, size_t n, const float* weight, const float* bias, float eps, float* out) {
+  const size_t wide = enrobe::padded(n), full = n / 16 * 16;
+  V total = splat(0.0f);
+  for (size_t i = 0; i < wide; i += 16) total += load(x + i);
+  const V mean = splat(sum(total) / (float)n);
+  V squares = splat(0.0f);
+  for (size_t i = 0; i < full; i += 16) {
+    const V apart = load(x + i) - mean;
+    squares = fma(apart, apart, squares);
+  }
+  if (full < n) {
+    V apart = load(x + full) - mean;
+    apart = first(n - full) ? apart : splat(0.0f);
+    squares = fma(apart, apart, squares);
+  }
+  const V factor = splat(1.0f / __builtin_sqrtf(sum(squares) / (float)n + eps));
+  for (size_t i = 0; i < wide; i += 16)
+    store(out + i, fma((load(x + i) - mean) * factor, load(weight + i), load(bias + i)));
+}
+
+void add_int8(const int8_t* row, float scale, size_t n, float* out) {
+  size_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    S bytes;
+    __builtin_memcpy(&bytes, row + i, sizeof bytes);
+    store(out + i, fma(__builtin_convertvector(bytes, V), splat(scale), load(out + i)));
+  }
+  for (; i < n; ++i) out[i] = __builtin_fmaf((float)row[i], scale, out[i]);
+}
+
+// --- attention ------------------------------------------------------------------------------------
+
+// 16 x 16 numbers turned: blocks of 8, 4, 2 and 1 change places.
+template <int Width>
+ENROBE_INLINE void exchange(V& upper, V& lower) {
+  const V a = upper, b = lower;
+  if constexpr (Width == 8) {
+    upper = __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+    lower = __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30,
+                                    31);
+  } else if constexpr (Width == 4) {
+    upper = __builtin_shufflevector(a, b, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
+    lower = __builtin_shufflevector(a, b, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30,
+                                    31);
+  } else if constexpr (Width == 2) {
+    upper = __builtin_shufflevector(a, b, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+    lower = __builtin_shufflevector(a, b, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30,
+                                    31);
+  } else {
+    upper = __builtin_shufflevector(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
+    lower = __builtin_shufflevector(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15,
+                                    31);
+  }
+}
+
+ENROBE_INLINE void turn(V (&rows)[16]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i)
+    if (!(i & 8)) exchange<8>(rows[i], rows[i + 8]);
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i)
+    if (!(i & 4)) exchange<4>(rows[i], rows[i + 4]);
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i)
+    if (!(i & 2)) exchange<2>(rows[i], rows[i + 2]);
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i)
+    if (!(i & 1)) exchange<1>(rows[i], rows[i + 1]);
+}
+
+// Keys times a factor as strips [d][width]; a strip's last places are zeros where keys end.
+void pack_keys(const float* k, size_t stride, size_t keys, size_t d, float factor, float* packed) {
+  constexpr size_t most = 16 * kVectors;
+  for (size_t start = 0; start < keys; start += most) {
+    const size_t left = keys - start;
+    const size_t width = left < most ? (left + 15) / 16 * 16 : most;
+    for (size_t part = 0; part < width; part += 16) {
+      for (size_t c = 0; c < d; c += 16) {
+        V rows[16];
+        for (size_t i = 0; i < 16; ++i)
+          rows[i] = start + part + i < keys
+                        ? load(k + (start + part + i) * stride + c) * splat(factor)
+                        : splat(0.0f);
+        turn(rows);
+        const size_t count = d - c < 16 ? d - c : 16;
+        for (size_t i = 0; i < count; ++i) store(packed + (c + i) * width + part, rows[i]);
+      }
+    }
+    packed += width * d;
+  }
+}
+
+// e^(x - largest) in place; returns 1 / their sum.
+float softmax(float* x, size_t n) {
+  const size_t full = n / 16 * 16;
+  const V lowest = splat(-3.0e38f);
+  V high = lowest;
+  for (size_t i = 0; i < full; i += 16) high = maximum(load(x + i), high);
+  if (full < n) high = maximum(first(n - full) ? load(x + full) : lowest, high);
+  const V most = splat(largest(high));
+  V total = splat(0.0f);
+  for (size_t i = 0; i < full; i += 16) {
+    const V e = exponential(load(x + i) - most);
+    store(x + i, e);
+    total += e;
+  }
+  if (full < n) {
+    V e = exponential(load(x + full) - most);
+    e = first(n - full) ? e : splat(0.0f);
+    store(x + full, e);
+    total += e;
+  }
+  return 1.0f / sum(total);
+}
+
+constexpr size_t kQueries = 24;  // whose scores are held at a time
+
+void attend(const float* q, size_t q_stride, size_t queries, const float* k, const float* v,
+            size_t stride, size_t keys, size_t d, float* out, size_t out_stride, float* scratch) {
+  constexpr size_t most = 16 * kVectors;
+  const size_t wide = enrobe::padded(keys);
+  float* packed = scratch + kQueries * wide;
+  pack_keys(k, stride, keys, d, 1.0f / __builtin_sqrtf((float)d), packed);
+  for (size_t start = 0; start < queries; start += kQueries) {
+    const size_t rows = queries - start < kQueries ? queries - start : kQueries;
+    const float* strip = packed;
+    for (size_t key = 0; key < keys; key += most) {
+      const size_t vectors = keys - key < most ? (keys - key + 15) / 16 : kVectors;
+      multiply<kVectors>({q + start * q_stride, q_stride, strip, 16 * vectors, d, scratch + key,
+                          wide, nullptr, false},
+                         rows, vectors);
+      strip += 16 * vectors * d;
+    }
+    float factors[kQueries];
+    for (size_t r = 0; r < rows; ++r) factors[r] = softmax(scratch + r * wide, keys);
+    for (size_t c = 0; c < d; c += most) {
+      const size_t columns = d - c < most ? d - c : most, vectors = (columns + 15) / 16;
+      float* place = out + start * out_stride + c;
+      float aside[kQueries * most];
+      const bool whole = columns % 16 == 0;
+      multiply<kVectors>({scratch, wide, v + c, stride, keys, whole ? place : aside,
+                          whole ? out_stride : most, factors, false},
+                         rows, vectors);
+      for (size_t r = 0; r < rows && !whole; ++r)
+        __builtin_memcpy(place + r * out_stride, aside + r * most, columns * sizeof(float));
+    }
+  }
+}
+
+}  // namespace

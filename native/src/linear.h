@@ -1,0 +1,68 @@
+// One matrix, packed for a table of kernels, and products with it.
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "kernels.h"
+
+namespace enrobe {
+
+// Memory at a cache line's start, not initialised.
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+template <typename T>
+using Block = std::unique_ptr<T[], Free>;
+template <typename T>
+Block<T> allocate(size_t count) {
+  // A multiple of the alignment, as aligned_alloc wants it.
+  const size_t bytes = (count * sizeof(T) + 64 + 63) / 64 * 64;
+  void* p = std::aligned_alloc(64, bytes);
+  if (!p) throw std::bad_alloc();
+  return Block<T>(static_cast<T*>(p));
+}
+
+// Inputs of a product, rows a stride apart: floats, or for an int8 matrix bytes and a scale a row.
+struct Rows {
+  const float* floats;
+  size_t stride;
+  const uint8_t* bytes = nullptr;
+  size_t bytes_stride = 0;
+  const float* scale = nullptr;
+};
+
+class Linear {
+ public:
+  size_t outputs = 0, inputs = 0;
+
+  // As docs/small.md has it. Shapes: values (N, K), scale (N), smooth (K) or null, bias (N) or null.
+  static Linear of_int8(const Kernels& kernels, const int8_t* values, size_t n, size_t k,
+                        const float* scale, const float* smooth, int zero, const float* bias);
+  static Linear of_float(const Kernels& kernels, const float* values, size_t n, size_t k,
+                         const float* bias);
+
+  size_t panels() const { return padded(outputs) / kPanel; }
+  bool is_int8() const { return int8_; }
+  // Whether rows that were quantized for one are right for the other.
+  bool same_inputs(const Linear& other) const;
+  void quantize(const float* x, uint8_t* bytes, float* scale) const;
+  // out[rows][64 * panels] of panels first to last, all rows.
+  void multiply(const Rows& x, size_t rows, size_t first, size_t last, Activation activation,
+                const float* residual, size_t residual_stride, float* out, size_t stride) const;
+  size_t bytes() const { return panels() * panel_bytes(); }
+
+ private:
+  const Kernels* kernels_ = nullptr;
+  bool int8_ = false;
+  int zero_ = 128;
+  size_t panel_bytes() const {
+    return padded(inputs) * kPanel * (int8_ ? sizeof(int8_t) : sizeof(float));
+  }
+  Block<int8_t> numbers_;
+  Block<float> floats_, bias_, scale_, smooth_;
+  Block<int32_t> offset_;
+};
+
+}  // namespace enrobe

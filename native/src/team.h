@@ -1,0 +1,71 @@
+// Threads that work through one call together, and wait for each other by spinning.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace enrobe {
+
+// Some threads that all run the same code. Two steps that depend on each other have a `wait` between
+// them; of a step, each thread takes its own part.
+class Team {
+ public:
+  explicit Team(size_t size) : size_(size) {}
+  size_t size() const { return size_; }
+
+  void wait() {
+    if (size_ == 1) return;
+    const size_t round = round_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+      arrived_.store(0, std::memory_order_relaxed);
+      round_.store(round + 1, std::memory_order_release);
+      return;
+    }
+    // A step takes some microseconds; a thread that the system has put aside takes longer.
+    for (size_t turns = 0; round_.load(std::memory_order_acquire) == round; ++turns) {
+      if (turns < 20000)
+        pause();
+      else
+        std::this_thread::yield();
+    }
+  }
+
+ private:
+  static void pause() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+  }
+  const size_t size_;
+  std::atomic<size_t> arrived_{0}, round_{0};
+};
+
+// Threads that are kept from call to call; the caller's is one of them.
+class Pool {
+ public:
+  explicit Pool(size_t size);
+  ~Pool();
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+  size_t size() const { return size_; }
+  // work(rank) in every thread, 0 to size - 1; returns when all are through. Work must not throw.
+  void run(const std::function<void(size_t)>& work);
+
+ private:
+  void loop(size_t rank);
+  const size_t size_;
+  std::vector<std::thread> threads_;
+  std::mutex mutex_;
+  std::condition_variable start_, done_;
+  const std::function<void(size_t)>* work_ = nullptr;
+  size_t round_ = 0, left_ = 0;
+  bool stopping_ = false;
+};
+
+}  // namespace enrobe

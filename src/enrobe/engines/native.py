@@ -1,0 +1,178 @@
+"""Our own CPU kernels, from the distribution enrobe-native: int8 as the folder has it, and float32.
+
+Legend: T tokens, B rows, H hidden, K inputs of a product, M asked positions.
+"""
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+from enrobe_native import Encoder
+
+from enrobe.checkpoint import Checkpoint
+from enrobe.config import EncoderConfig, HeadConfig
+from enrobe.engines.base import Array, Outputs, Request, check
+from enrobe.engines.graph import picks
+from enrobe.text.ragged import Ids, Ragged
+from enrobe.weights import release_pages
+
+# Parts of a batch go to one thread each: enough of them that none waits long for the last.
+_BUDGET = 4096
+_TABLES = {
+    "word": "embeddings.word.weight",
+    "position": "embeddings.position.weight",
+    "token_type": "embeddings.token_type.weight",
+}
+
+
+class NativeEngine:
+    """Runs a checkpoint through enrobe-native; a row's answer is the same in any company."""
+
+    name = "native"
+    precision: str
+    budget = _BUDGET
+    config: EncoderConfig
+    heads: Mapping[str, HeadConfig]
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        precision: str = "float32",
+        threads: int | None = None,
+        kernels: str | None = None,
+    ) -> None:
+        """Pack a checkpoint's weights.
+
+        Args:
+            checkpoint: a folder that was read.
+            precision: "float32", or "int8": matrices that are stored as int8 are multiplied so.
+            threads: None: as many as this process may run on, or $OMP_NUM_THREADS.
+            kernels: of `enrobe_native.kernels()`; None: the quickest.
+        """
+        assert precision in ("float32", "int8")
+        self.precision = precision
+        self.config = checkpoint.config
+        self.heads = checkpoint.heads
+        self._checkpoint = checkpoint
+        self._rows = checkpoint.int8 if precision == "int8" else {}
+        config = checkpoint.config
+        self._encoder = Encoder(
+            layers=config.num_layers,
+            hidden=config.hidden_size,
+            feed_forward=config.intermediate_size,
+            heads=config.num_heads,
+            epsilon=config.layer_norm_eps,
+            threads=threads or _threads(),
+            kernels=kernels,
+        )
+        self.kernels: str = self._encoder.kernels
+        for name, path in _TABLES.items():
+            if path in self._rows:
+                rows = self._rows[path]
+                self._encoder.set_table(name, rows.values, rows.scale)
+            elif path in checkpoint.tensors:
+                self._encoder.set_table(name, _plain(checkpoint.tensors[path]))
+        self._norm("embeddings.norm")
+        for index in range(config.num_layers):
+            for part in ("query", "key", "value", "output", "up", "down"):
+                self._linear(f"layers.{index}.{part}")
+            for part in ("attention_norm", "norm"):
+                self._norm(f"layers.{index}.{part}")
+        for name, head in self.heads.items():
+            path = f"heads.{name}"
+            if head.kind == "mlm" or head.is_sequence:
+                self._linear(f"{path}.dense")
+            if head.kind == "mlm":
+                self._norm(f"{path}.norm")
+            else:
+                self._linear(f"{path}.out")
+        self._encoder.finish()
+        self._decoders: set[str] = set()
+        plain = (checkpoint.tensors[n] for n in checkpoint.tensors if n not in self._rows)
+        release_pages([*plain, *(rows.scale for rows in self._rows.values())])
+
+    def run(self, batch: Ragged, request: Request, at: Ids | None = None) -> Outputs:
+        """See `engines.base.Engine.run`."""
+        check(batch, request, at, self)
+        last = self.config.num_layers
+        source = picks(self.heads, request, last)
+        chosen = {"at": at, "firsts": batch.offsets[:-1], None: None}[source]
+        depth = last if request.heads else max(request.layers)
+        # A layer may be asked for twice.
+        layers = list(dict.fromkeys([*request.layers, *([last] if request.heads else [])]))
+        found = self._encoder.run(
+            ids=_plain(batch.ids),
+            types=_plain(batch.types),
+            positions=batch.positions(self.config.position_offset),
+            offsets=_plain(batch.offsets),
+            depth=depth,
+            layers=layers,
+            picks=None if chosen is None else _plain(chosen),
+        )
+        states = dict(zip(layers, found, strict=True))
+        heads = {}
+        for name in request.heads:
+            x = states[last]
+            if source is None:
+                if self.heads[name].kind == "mlm":
+                    x = x[at]
+                elif self.heads[name].is_sequence:
+                    x = x[batch.offsets[:-1]]
+            heads[name] = self._head(name, x)
+        return Outputs(hidden={layer: states[layer] for layer in request.layers}, heads=heads)
+
+    def _head(self, name: str, x: Array) -> Array:
+        head, path = self.heads[name], f"heads.{name}"
+        last = "out"
+        if head.kind == "mlm":
+            self._pack_decoder(name)
+            x = self._encoder.apply(f"{path}.dense", x, "gelu")
+            x = self._encoder.normalize(f"{path}.norm", x)
+            last = "decoder"
+        elif head.is_sequence:
+            x = self._encoder.apply(f"{path}.dense", x, head.activation)
+        answer: Array = self._encoder.apply(f"{path}.{last}", x)
+        return answer
+
+    def _pack_decoder(self, name: str) -> None:
+        """Pack a decoder when it is first asked for: it is as large as the table of words."""
+        if name in self._decoders:
+            return
+        tied = self.heads[name].tied
+        weight = _TABLES["word"] if tied else f"heads.{name}.decoder.weight"
+        self._set(f"heads.{name}.decoder", weight, f"heads.{name}.bias")
+        self._decoders.add(name)
+
+    def _linear(self, name: str) -> None:
+        self._set(name, f"{name}.weight", f"{name}.bias")
+
+    def _set(self, name: str, weight: str, bias: str) -> None:
+        offset = _plain(self._checkpoint.tensors[bias])
+        if weight in self._rows:
+            rows = self._rows[weight]
+            self._encoder.set_linear(
+                name, rows.values, rows.scale, offset, smooth=rows.smooth, zero=rows.zero
+            )
+        else:
+            self._encoder.set_linear(name, _plain(self._checkpoint.tensors[weight]), offset)
+
+    def _norm(self, name: str) -> None:
+        tensors = self._checkpoint.tensors
+        self._encoder.set_norm(
+            name, _plain(tensors[f"{name}.weight"]), _plain(tensors[f"{name}.bias"])
+        )
+
+
+def _plain(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    return np.ascontiguousarray(array)
+
+
+def _threads() -> int:
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdigit() and int(asked):
+        return int(asked)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
