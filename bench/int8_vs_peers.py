@@ -29,7 +29,7 @@ from embed_vs_peers import THREADS, burst
 from embed_vs_peers import _sorted_embed as sorted_embed
 
 WHO = ("enrobe", "enrobe_onnx", "onnxruntime_fused", "onnxruntime_plain", "ctranslate2", "openvino")
-ROUNDS = {"w1": 5, "w2": 5, "eight_512": 5, "one_16": 20, "one_128": 12}
+ROUNDS = {"w1": 3, "w2": 5, "eight_512": 3, "one_16": 12, "one_128": 10}
 CALIBRATED = 64
 
 

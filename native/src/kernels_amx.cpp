@@ -88,6 +88,8 @@ void dot(const uint8_t* a, size_t stride, size_t rows, const int8_t* panel, size
     zero_sums();
     for (size_t p = 0; p < k; p += 64) {
       const int8_t* b = panel + p * kPanel + 128 * half;
+      // The inputs of two steps on: a tile's load waits for the second-level cache row by row.
+      for (size_t row = 0; row < rows; ++row) __builtin_prefetch(a + row * stride + p + 128);
       _tile_loadd(4, a + p, stride);
       _tile_loadd(5, a + 16 * stride + p, stride);
       _tile_loadd(6, b, kRow);

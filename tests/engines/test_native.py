@@ -103,7 +103,13 @@ def test_float32_equals_transformers(
 
 
 @pytest.mark.parametrize("precision", ["int8", "float32"])
-@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize(
+    "kernels",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if 0 < n < len(KERNELS) - 1 else [])
+        for n, name in enumerate(KERNELS)
+    ],
+)
 def test_an_answer_is_bitwise_the_same_in_any_company(
     precision: str, kernels: str, tmp_path: Path
 ) -> None:

@@ -77,3 +77,21 @@ def check(batch: Ragged, request: Request, at: Ids | None, engine: Engine) -> No
     if request.picked or any(engine.heads[name].kind == "mlm" for name in request.heads):
         assert at is not None and len(at) > 0
         assert (np.diff(at) > 0).all() and 0 <= at[0] and at[-1] < len(batch.ids)
+
+
+def picks(heads: Mapping[str, HeadConfig], request: Request, last: int) -> str | None:
+    """The positions ("at" or "firsts", of rows) to which the last layer can be confined, or None.
+
+    Where only some positions (masks, first tokens, those asked for) are read after the last layer,
+    its queries, output and feed-forward are wanted there alone; keys and values everywhere.
+    """
+    if request.picked:
+        return "at"
+    if last in request.layers or not request.heads:
+        return None
+    kinds = [heads[name] for name in request.heads]
+    if all(head.kind == "mlm" for head in kinds):
+        return "at"
+    if all(head.is_sequence for head in kinds):
+        return "firsts"
+    return None

@@ -21,7 +21,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from enrobe.config import EncoderConfig, HeadConfig
-from enrobe.engines.base import Request
+from enrobe.engines.base import Request, picks
 
 # The fused attention operator of ONNX Runtime.
 _CONTRIB = "com.microsoft"
@@ -48,24 +48,6 @@ _INPUTS: dict[str, tuple[int, list[str]]] = {
 cells[b, s] is the flat token of row b's s-th place (any token beyond the row's end); tokens[t] is
 the place of token t in the flattened block. The pick_ inputs say the same of the picked positions.
 """
-
-
-def picks(heads: Mapping[str, HeadConfig], request: Request, last: int) -> str | None:
-    """The input ("at" or "firsts") to which the last layer can be confined, or None.
-
-    Where only some positions (masks, first tokens, those asked for) are read after the last layer,
-    its queries, output and feed-forward are wanted there alone; keys and values everywhere.
-    """
-    if request.picked:
-        return "at"
-    if last in request.layers or not request.heads:
-        return None
-    kinds = [heads[name] for name in request.heads]
-    if all(head.kind == "mlm" for head in kinds):
-        return "at"
-    if all(head.is_sequence for head in kinds):
-        return "firsts"
-    return None
 
 
 class _Builder:

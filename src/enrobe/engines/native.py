@@ -12,8 +12,7 @@ from enrobe_native import Encoder
 
 from enrobe.checkpoint import Checkpoint
 from enrobe.config import EncoderConfig, HeadConfig
-from enrobe.engines.base import Array, Outputs, Request, check
-from enrobe.engines.graph import picks
+from enrobe.engines.base import Array, Outputs, Request, check, picks
 from enrobe.text.ragged import Ids, Ragged
 from enrobe.weights import release_pages
 
@@ -80,6 +79,8 @@ class NativeEngine:
                 self._linear(f"layers.{index}.{part}")
             for part in ("attention_norm", "norm"):
                 self._norm(f"layers.{index}.{part}")
+            # Layer by layer: all of the file's pages and of the copies would be twice the model.
+            self._give_back()
         for name, head in self.heads.items():
             path = f"heads.{name}"
             if head.kind == "mlm" or head.is_sequence:
@@ -90,8 +91,7 @@ class NativeEngine:
                 self._linear(f"{path}.out")
         self._encoder.finish()
         self._decoders: set[str] = set()
-        plain = (checkpoint.tensors[n] for n in checkpoint.tensors if n not in self._rows)
-        release_pages([*plain, *(rows.scale for rows in self._rows.values())])
+        self._give_back()
 
     def run(self, batch: Ragged, request: Request, at: Ids | None = None) -> Outputs:
         """See `engines.base.Engine.run`."""
@@ -144,6 +144,13 @@ class NativeEngine:
         weight = _TABLES["word"] if tied else f"heads.{name}.decoder.weight"
         self._set(f"heads.{name}.decoder", weight, f"heads.{name}.bias")
         self._decoders.add(name)
+
+    def _give_back(self) -> None:
+        """Let go of the mapped file's pages; what is read again comes again."""
+        tensors, rows = self._checkpoint.tensors, self._rows
+        release_pages(
+            [*(tensors[n] for n in tensors if n not in rows), *(r.scale for r in rows.values())]
+        )
 
     def _linear(self, name: str) -> None:
         self._set(name, f"{name}.weight", f"{name}.bias")

@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from enrobe.checkpoint import Checkpoint
 from enrobe.config import EncoderConfig, HeadConfig
-from enrobe.engines.base import BUDGET, Array, Outputs, Request, check
-from enrobe.engines.graph import build, picks
+from enrobe.engines.base import BUDGET, Array, Outputs, Request, check, picks
+from enrobe.engines.graph import build
 from enrobe.text.ragged import Ids, Ragged, row_offsets
 from enrobe.weights import release_pages
 
