@@ -45,6 +45,7 @@ def shortened(recipe: Path, text: Path, folder: Path) -> list[str]:
     return [*changes, "corpus.workers = 1", "train.steps = 2", "train.batch_rows = 4"]
 
 
+@pytest.mark.slow
 def test_the_parts_of_enrobe_tiny_follow_each_other(text: Path, tmp_path: Path) -> None:
     parts = [path for path in RECIPES if path.stem.startswith("enrobe-tiny-")]
     assert len(parts) == 2
@@ -63,7 +64,15 @@ def test_the_parts_of_enrobe_tiny_follow_each_other(text: Path, tmp_path: Path) 
 OTHERS = [path for path in RECIPES if not path.stem.startswith("enrobe-tiny-")]
 
 
-@pytest.mark.parametrize("path", OTHERS, ids=lambda path: path.stem)
+# A vocabulary of 250,000 takes a minute.
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[pytest.mark.slow] if path.stem == "multilingual" else [])
+        for path in OTHERS
+    ],
+    ids=lambda path: path.stem,
+)
 def test_a_recipe_runs(path: Path, text: Path, tmp_path: Path) -> None:
     model = read_recipe(path, PretrainRecipe).model
     if isinstance(model, str) and model not in hub.built_in():

@@ -60,7 +60,7 @@ def test_the_winner_is_a_folder(tmp_path: Path, quick: None, capsys: Any) -> Non
     said = json.loads(capsys.readouterr().out)
     ways = {(c["engine"], c["precision"], c["threads"]) for c in said["choices"]}
     assert ways == {("onnx", "float32", 1), ("onnx", "int8", 1)}
-    assert [line.split(" is not")[0] for line in said["said"]] == ["openvino", "torch"]
+    assert [line.split(" is not")[0] for line in said["said"]] == ["openvino", "torch", "native"]
     best = enrobe.load(tmp_path / "best")
     assert best.engine.precision == said["winner"]["precision"]
     assert len(best.predict(["the cat sat"])) == 1

@@ -130,6 +130,16 @@ def test_errors_stand_in_their_places(bert: Tokenizer) -> None:
 # --- words --------------------------------------------------------------------------------------
 
 
+def test_a_space_alone_does_not_stand_for_its_word(xlm_roberta: Tokenizer) -> None:
+    (words,) = encode_to_tag(xlm_roberta, [["看似", "簡單", "▁", "The", "二"]], limit=64)
+    assert isinstance(words, Words)
+    (row,) = words.rows
+    assert xlm_roberta.pieces(row.ids)[1:4] == ("▁", "看似", "▁")
+    read = xlm_roberta.pieces(row.ids[row.places])
+    assert [read[0], read[1], *read[-2:]] == ["看似", "簡單", "▁The", "▁二"]
+    assert len(row.places) == len(row.units) == 5
+
+
 def test_words_of_a_text(bert: Tokenizer, roberta: Tokenizer, xlm_roberta: Tokenizer) -> None:
     text = "Paris, (New York)  e\u0301t\u00e9 U.S.\n naïve-ish"
     split = ["Paris", ",", "(", "New", "York", ")", "e\u0301t\u00e9", "U", ".", "S", "."]
@@ -198,12 +208,15 @@ def test_given_words_by_their_laws(tokenizer: Tokenizer, words: list[str], limit
     units = np.concatenate([row.units for row in found.rows]).tolist()
     assert units == sorted(set(units))
     assert {n for n, word in enumerate(words) if word.isalnum() and word.isascii()} <= set(units)
-    # The piece at each place is the first one of the word read alone.
+    # The piece at each place is the first one of the word read alone, a space aside.
     for row in found.rows:
         for place, unit in zip(row.places, row.units, strict=True):
             (alone,) = encode_to_tag(tokenizer, [[words[unit]]], limit=10**6)
             assert isinstance(alone, Words)
-            assert row.ids[place] == alone.rows[0].ids[1]
+            (whole,) = alone.rows
+            (first,) = whole.places
+            assert first == 1 or (first == 2 and whole.ids[1] == tokenizer.space_id)
+            assert row.ids[place] == whole.ids[first]
 
 
 def test_a_word_is_answered_for_where_it_is_nearest_the_middle(bert: Tokenizer) -> None:

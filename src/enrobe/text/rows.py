@@ -160,6 +160,10 @@ def encode_to_tag(
             # Where the number of the word changes, its first piece stands.
             starts = np.flatnonzero(np.diff(tokens.words, prepend=-1) != 0)
             numbers = tokens.words[starts]
+            # Where Unigram has no piece with a space before it, as of most Chinese words, the space
+            # is a piece, which says nothing of the word.
+            after = np.append(tokens.words, -1)[starts + 1]
+            starts = starts + ((tokens.ids[starts] == tokenizer.space_id) & (after == numbers))
             spans = np.stack([np.arange(len(text)), np.arange(len(text)) + 1], axis=1)
         out.append(
             Words(rows=_tag_rows(tokenizer, tokens, starts, numbers, limit), spans=_pairs(spans))

@@ -305,6 +305,11 @@ class Tokenizer:
         return out
 
     @cached_property
+    def space_id(self) -> int | None:
+        """The piece that is nothing but the space before a word; None where there is none."""
+        return self._backend.token_to_id("▁") if self.kind == "Unigram" else None
+
+    @cached_property
     def _word_flags(self) -> npt.NDArray[np.bool_]:
         """Begins after a space, begins without one, continues (3, vocabulary)."""
         vocab = self._backend.get_vocab(with_added_tokens=True)
