@@ -51,8 +51,9 @@ $(DEV)/ready: pyproject.toml
 	$(DEV)/bin/pip install -q -e '.[dev]'
 	touch $@
 
+# Of no consequence here where it cannot be built; the tests are to say so.
 $(DEMO)/native: $(DEMO)/ready $(NATIVE)
-	$(call NATIVE_INSTALL,$(DEMO))
+	-$(call NATIVE_INSTALL,$(DEMO))
 	@touch $@
 
 $(DEV)/native: $(DEV)/ready $(NATIVE)

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 
@@ -384,9 +385,8 @@ void Encoder::run(const Batch& batch, const Wanted& wanted) {
     pool().run(work);
 }
 
-void Encoder::apply(const std::string& name, const float* x, size_t rows, Activation activation,
-                    float* out) {
-  const Linear& by = linear(name);
+void Encoder::product(const Linear& by, const float* x, size_t rows, Activation activation,
+                      const std::function<void(size_t, const float*)>& keep) {
   std::lock_guard<std::mutex> lock(running_);
   const size_t stride = row_stride(by.inputs), out_stride = row_stride(by.outputs);
   // Some rows at a time: a vocabulary is wide.
@@ -409,8 +409,7 @@ void Encoder::apply(const std::string& name, const float* x, size_t rows, Activa
       take({by, from.get(), stride, count, activation, nullptr, 0, to.get(), out_stride, false},
            bytes.get(), bytes_stride, scale.get(), team, rank);
       for (size_t row = mine.first; row < mine.last; ++row)
-        std::copy(to.get() + row * out_stride, to.get() + row * out_stride + by.outputs,
-                  out + (first + row) * by.outputs);
+        keep(first + row, to.get() + row * out_stride);
       team.wait();
     }
     kernels.end();
@@ -419,6 +418,38 @@ void Encoder::apply(const std::string& name, const float* x, size_t rows, Activa
     work(0);
   else
     pool().run(work);
+}
+
+void Encoder::apply(const std::string& name, const float* x, size_t rows, Activation activation,
+                    float* out) {
+  const Linear& by = linear(name);
+  product(by, x, rows, activation, [&](size_t row, const float* found) {
+    std::copy(found, found + by.outputs, out + row * by.outputs);
+  });
+}
+
+void Encoder::best(const std::string& name, const float* x, size_t rows, size_t count,
+                   int64_t* places, float* logs) {
+  const Linear& by = linear(name);
+  product(by, x, rows, Activation::none, [&](size_t row, const float* found) {
+    const float* end = found + by.outputs;
+    const float most = *std::max_element(found, end);
+    double total = 0;
+    for (const float* p = found; p < end; ++p) total += std::exp(*p - most);
+    const float offset = most + static_cast<float>(std::log(total));
+    // The best so far, in order. One that is no better than the last of them goes no further.
+    int64_t* kept = places + row * count;
+    float* values = logs + row * count;
+    size_t size = 0;
+    for (size_t place = 0; place < by.outputs; ++place) {
+      const float value = found[place];
+      if (size == count && !(value > values[count - 1])) continue;
+      size_t to = size < count ? size++ : count - 1;
+      for (; to && value > values[to - 1]; --to) values[to] = values[to - 1], kept[to] = kept[to - 1];
+      values[to] = value, kept[to] = static_cast<int64_t>(place);
+    }
+    for (size_t i = 0; i < count; ++i) values[i] -= offset;
+  });
 }
 
 void Encoder::normalize(const std::string& name, const float* x, size_t rows, float* out) {

@@ -3,6 +3,7 @@
 // Legend: T tokens, B rows of text, H hidden, F feed-forward, P picked positions.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -63,6 +64,10 @@ class Encoder {
   // x (M, K) -> out (M, N), by a linear layer that was given by this name, and an activation.
   void apply(const std::string& name, const float* x, size_t rows, Activation activation,
              float* out);
+  // Of softmax(x times a layer): the likeliest outputs of each row and the natural logs of their
+  // probabilities, best first, of equal ones the lower first. Shapes: x (M, K) -> (M, count).
+  void best(const std::string& name, const float* x, size_t rows, size_t count, int64_t* places,
+            float* logs);
   void normalize(const std::string& name, const float* x, size_t rows, float* out);
 
   const Sizes sizes;
@@ -83,6 +88,9 @@ class Encoder {
   void run_part(const Part& part, Work& work, Team& team, size_t rank) const;
   void embed(const Part& part, Work& work, Team& team, size_t rank) const;
   void run_layer(const Part& part, size_t index, Work& work, Team& team, size_t rank) const;
+  // `keep(row, outputs)` for each row of x times a layer, in any thread; outputs are padded.
+  void product(const Linear& by, const float* x, size_t rows, Activation activation,
+               const std::function<void(size_t, const float*)>& keep);
   Pool& pool();
 
   std::map<std::string, Linear> linears_;

@@ -190,6 +190,24 @@ struct Held {
     return out;
   }
 
+  nb::tuple best(const std::string& name, Array<float, 2> x, size_t count) {
+    const Linear& by = encoder.linear(name);
+    if (x.shape(1) != by.inputs) refuse(name + " wants " + std::to_string(by.inputs) + " inputs");
+    if (!count || count > by.outputs)
+      refuse("count must be from 1 to " + std::to_string(by.outputs));
+    const size_t rows = x.shape(0);
+    int64_t* places = new int64_t[rows * count + 1];
+    nb::capsule owner(places, [](void* p) noexcept { delete[] static_cast<int64_t*>(p); });
+    Floats logs = new_floats(rows, count);
+    float* values = logs.data();
+    {
+      nb::gil_scoped_release released;
+      if (rows) encoder.best(name, x.data(), rows, count, places, values);
+    }
+    return nb::make_tuple(
+        nb::ndarray<nb::numpy, int64_t, nb::ndim<2>>(places, {rows, count}, owner), logs);
+  }
+
   Floats normalize(const std::string& name, Array<float, 2> x) {
     if (x.shape(1) != encoder.norm(name).size) refuse(name + " is of another width");
     Floats out = new_floats(x.shape(0), x.shape(1));
@@ -228,5 +246,6 @@ NB_MODULE(_native, module) {
       .def("run", &Held::run, "ids"_a, "types"_a, "positions"_a, "offsets"_a, "depth"_a,
            "layers"_a, "picks"_a.none() = nb::none())
       .def("apply", &Held::apply, "name"_a, "x"_a, "activation"_a = "none")
+      .def("best", &Held::best, "name"_a, "x"_a, "count"_a)
       .def("normalize", &Held::normalize, "name"_a, "x"_a);
 }

@@ -3,6 +3,7 @@
 import itertools
 import random
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,34 @@ def test_an_answer_is_bitwise_the_same_in_any_company(
             assert all((alone.hidden[n] == first[2].hidden[n][start:stop]).all() for n in range(4))
             last = engine.run(Ragged.from_rows([row]), requests[0], np.array([len(row) - 1]))
             assert (last.heads["mlm"][0] == first[0].heads["mlm"][i]).all()
+
+
+def test_the_best_entries_are_those_of_the_logits(tmp_path: Path) -> None:
+    read = checkpoint.read(int8_folder(tmp_path, "roberta", "mlm"))
+    # Rows of the table that are alike have the same logit: the lower id comes first.
+    words = read.int8["embeddings.word.weight"]
+    same = np.where(np.arange(VOCAB) % 3 == 0, 9, np.arange(VOCAB))
+    bias = np.zeros(VOCAB, np.float32)
+    read = replace(
+        read,
+        int8={
+            **read.int8,
+            "embeddings.word.weight": Int8Rows(words.values[same], words.scale[same]),
+        },
+        tensors={**read.tensors, "heads.mlm.bias": bias},
+    )
+    batch = Ragged.from_rows(random_rows(4, LENGTHS, VOCAB))
+    at = np.arange(0, len(batch.ids), 2)
+    for threads in (1, 3):
+        engine = NativeEngine(read, precision="int8", threads=threads)
+        logits = engine.run(batch, Request(heads=("mlm",)), at).heads["mlm"]
+        expected = log_softmax(logits)
+        for count in (1, 7, VOCAB):
+            ids, logs = engine.best(batch, "mlm", at, count)
+            assert (ids == np.argsort(-logits, axis=1, kind="stable")[:, :count]).all()
+            assert scaled_error(logs, np.take_along_axis(expected, ids, axis=1)) <= 1e-6
+    with pytest.raises(ValueError, match="count must be from 1 to 97"):
+        engine.best(batch, "mlm", at, VOCAB + 1)
 
 
 def test_threads_of_python_share_an_engine(tmp_path: Path) -> None:

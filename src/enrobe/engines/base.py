@@ -5,7 +5,7 @@ Legend: T tokens, B rows, H hidden, V vocabulary, M asked positions, C outputs o
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +63,17 @@ class Engine(Protocol):
             request: layers and heads.
             at: positions (M,) in the flat batch, ascending, for the masked-LM head or a picked
                 last layer; needed by these, ignored without.
+        """
+
+
+@runtime_checkable
+class Ranks(Protocol):
+    """An engine that can tell the likeliest entries without handing all logits over."""
+
+    def best(self, batch: Ragged, head: str, at: Ids, count: int) -> tuple[Ids, Array]:
+        """The likeliest entries at each asked position, and their log-probabilities.
+
+        Shapes: (M, count) both; best first, of equal ones the lower id first.
         """
 
 

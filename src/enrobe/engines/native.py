@@ -123,13 +123,26 @@ class NativeEngine:
             heads[name] = self._head(name, x)
         return Outputs(hidden={layer: states[layer] for layer in request.layers}, heads=heads)
 
+    def best(self, batch: Ragged, head: str, at: Ids, count: int) -> tuple[Ids, Array]:
+        """See `engines.base.Ranks.best`."""
+        last = self.config.num_layers
+        x = self.run(batch, Request(layers=(last,), picked=True), at).hidden[last]
+        ids, logs = self._encoder.best(
+            f"heads.{head}.decoder", self._before_decoder(head, x), count
+        )
+        return ids, logs
+
+    def _before_decoder(self, name: str, x: Array) -> Array:
+        self._pack_decoder(name)
+        dense = self._encoder.apply(f"heads.{name}.dense", x, "gelu")
+        normed: Array = self._encoder.normalize(f"heads.{name}.norm", dense)
+        return normed
+
     def _head(self, name: str, x: Array) -> Array:
         head, path = self.heads[name], f"heads.{name}"
         last = "out"
         if head.kind == "mlm":
-            self._pack_decoder(name)
-            x = self._encoder.apply(f"{path}.dense", x, "gelu")
-            x = self._encoder.normalize(f"{path}.norm", x)
+            x = self._before_decoder(name, x)
             last = "decoder"
         elif head.is_sequence:
             x = self._encoder.apply(f"{path}.dense", x, head.activation)

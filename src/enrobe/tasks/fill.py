@@ -16,7 +16,7 @@ import numpy as np
 
 from enrobe.engines.base import Array, Engine
 from enrobe.errors import CallError, TextError, show
-from enrobe.tasks.masked import MaskedRow, run_masked, top, windowed
+from enrobe.tasks.masked import MaskedRow, run_best, run_masked, windowed
 from enrobe.tasks.results import Candidate, Fill, JointFill, Mask
 from enrobe.tasks.search import Blank, search
 from enrobe.text.ragged import Ids
@@ -107,7 +107,11 @@ def distribution(
     """Probabilities (M, V) of each text's masks, float32, each row summing to 1."""
     prepared = prepare(tokenizer, texts)
     items = [item for item in prepared if isinstance(item, MaskedText)]
-    found = iter(marginals(engine, tokenizer, items, np.exp))
+
+    def exponentials(rows: Sequence[MaskedRow]) -> list[list[Array]]:
+        return run_masked(engine, rows, lambda _, values_MV: [*np.exp(values_MV)])
+
+    found = iter(marginals(engine, tokenizer, items, exponentials))
     return [np.stack(next(found)) if isinstance(i, MaskedText) else i for i in prepared]
 
 
@@ -164,9 +168,9 @@ def marginals(
     engine: Engine,
     tokenizer: Tokenizer,
     items: Sequence[MaskedText],
-    reduce: Callable[[Array], Result],
+    run: Callable[[Sequence[MaskedRow]], list[list[Result]]],
 ) -> list[list[Result]]:
-    """`reduce((V,) log-probabilities)` of each mask of each text, with all its masks open."""
+    """What `run` makes of each mask of each text, with all its masks open."""
     rows: list[MaskedRow] = []
     owners: list[int] = []
     for index, item in enumerate(items):
@@ -174,7 +178,7 @@ def marginals(
         for row in windowed(tokenizer, item.ids, spans, engine.config.max_tokens):
             rows.append(row)
             owners.append(index)
-    found = run_masked(engine, rows, lambda _, values_MV: [reduce(v) for v in values_MV])
+    found = run(rows)
     # Windows come in the order of the text, and so do the masks in each.
     out: list[list[Result]] = [[] for _ in items]
     for index, values in zip(owners, found, strict=True):
@@ -185,12 +189,20 @@ def marginals(
 def _fill_marginal(
     engine: Engine, tokenizer: Tokenizer, items: Sequence[MaskedText], count: int
 ) -> list[Fill]:
-    def best(values_V: Array) -> tuple[Candidate, ...]:
-        return tuple(
-            _candidate(tokenizer, (int(i),), float(values_V[i])) for i in top(values_V, count)
-        )
-
-    return _fills(items, marginals(engine, tokenizer, items, best))
+    found = marginals(engine, tokenizer, items, lambda rows: run_best(engine, rows, count))
+    return _fills(
+        items,
+        [
+            [
+                tuple(
+                    _candidate(tokenizer, (int(i),), float(log))
+                    for i, log in zip(ids, logs, strict=True)
+                )
+                for ids, logs in masks
+            ]
+            for masks in found
+        ],
+    )
 
 
 def _fills(

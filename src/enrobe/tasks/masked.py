@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from enrobe.engines.base import Engine, Request
+from enrobe.engines.base import Engine, Ranks, Request
 from enrobe.errors import ModelError
 from enrobe.text.ragged import Ids, Ragged, plan, row_offsets
 from enrobe.text.tokenizer import Tokenizer
@@ -20,6 +20,9 @@ Result = TypeVar("Result")
 
 _LARGEST_OUTPUT = 2**24
 """Logits a batch (64 MB): what bounds memory with a large vocabulary."""
+
+# Beyond it, sorting whole rows is quicker than keeping the best in order.
+_MOST_RANKED = 256
 
 
 class MaskedRow(NamedTuple):
@@ -62,6 +65,30 @@ def run_masked(
             ends = row_offsets([len(rows[i].at) for i in part])
             for n, i in enumerate(part):
                 out[int(i)] = reduce(int(i), values[ends[n] : ends[n + 1]])
+    return [out[i] for i in range(len(rows))]
+
+
+def run_best(
+    engine: Engine, rows: Sequence[MaskedRow], count: int
+) -> list[list[tuple[Ids, Array]]]:
+    """The likeliest ids at each row's places, and their log-probabilities (count,), best first."""
+    if count > _MOST_RANKED or not isinstance(engine, Ranks):
+
+        def best(_: int, values_MV: Array) -> list[tuple[Ids, Array]]:
+            found = [(top(values_V, count), values_V) for values_V in values_MV]
+            return [(ids, values_V[ids]) for ids, values_V in found]
+
+        return run_masked(engine, rows, best)
+    out: dict[int, list[tuple[Ids, Array]]] = {}
+    for group in plan([len(row.ids) for row in rows], budget=engine.budget):
+        batch = Ragged.from_rows([rows[i].ids for i in group])
+        starts = batch.offsets[:-1]
+        at = np.concatenate([rows[i].at + starts[n] for n, i in enumerate(group)])
+        ids, logs = engine.best(batch, mask_head(engine), at, count)
+        ends = row_offsets([len(rows[i].at) for i in group])
+        for n, i in enumerate(group):
+            mine = slice(ends[n], ends[n + 1])
+            out[int(i)] = list(zip(ids[mine], logs[mine], strict=True))
     return [out[i] for i in range(len(rows))]
 
 
