@@ -420,17 +420,15 @@ void Encoder::product(const Linear& by, const float* x, size_t rows, Activation 
     pool().run(work);
 }
 
-void Encoder::apply(const std::string& name, const float* x, size_t rows, Activation activation,
+void Encoder::apply(const Linear& by, const float* x, size_t rows, Activation activation,
                     float* out) {
-  const Linear& by = linear(name);
   product(by, x, rows, activation, [&](size_t row, const float* found) {
     std::copy(found, found + by.outputs, out + row * by.outputs);
   });
 }
 
-void Encoder::best(const std::string& name, const float* x, size_t rows, size_t count,
+void Encoder::best(const Linear& by, const float* x, size_t rows, size_t count,
                    int64_t* places, float* logs) {
-  const Linear& by = linear(name);
   product(by, x, rows, Activation::none, [&](size_t row, const float* found) {
     const float* end = found + by.outputs;
     const float most = *std::max_element(found, end);

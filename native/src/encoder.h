@@ -61,12 +61,11 @@ class Encoder {
   void finish();
 
   void run(const Batch& batch, const Wanted& wanted);
-  // x (M, K) -> out (M, N), by a linear layer that was given by this name, and an activation.
-  void apply(const std::string& name, const float* x, size_t rows, Activation activation,
-             float* out);
+  // x (M, K) -> out (M, N), by one of its linear layers, and an activation.
+  void apply(const Linear& by, const float* x, size_t rows, Activation activation, float* out);
   // Of softmax(x times a layer): the likeliest outputs of each row and the natural logs of their
   // probabilities, best first, of equal ones the lower first. Shapes: x (M, K) -> (M, count).
-  void best(const std::string& name, const float* x, size_t rows, size_t count, int64_t* places,
+  void best(const Linear& by, const float* x, size_t rows, size_t count, int64_t* places,
             float* logs);
   void normalize(const std::string& name, const float* x, size_t rows, float* out);
 

@@ -106,18 +106,30 @@ struct Held {
     if (zero < 1 || zero > 254) refuse(name + ": zero must be from 1 to 254");
     // 32 bits hold sums of this many products of a byte and a signed one.
     if (!n || !k || k > 65536) refuse(name + ": an int8 matrix has from 1 to 65536 inputs");
-    nb::gil_scoped_release released;
-    encoder.set_linear(name,
-                       Linear::of_int8(encoder.kernels, values.data(), n, k, scale.data(),
-                                       smooth ? smooth->data() : nullptr, zero, bias.data()));
+    keep(name, [&] {
+      return Linear::of_int8(encoder.kernels, values.data(), n, k, scale.data(),
+                             smooth ? smooth->data() : nullptr, zero, bias.data());
+    });
   }
 
   void set_linear_float(const std::string& name, Array<float, 2> values, Array<float, 1> bias) {
     const size_t n = values.shape(0), k = values.shape(1);
     check_vector(bias, n, name + ".bias");
     if (!n || !k) refuse(name + " is empty");
-    nb::gil_scoped_release released;
-    encoder.set_linear(name, Linear::of_float(encoder.kernels, values.data(), n, k, bias.data()));
+    keep(name,
+         [&] { return Linear::of_float(encoder.kernels, values.data(), n, k, bias.data()); });
+  }
+
+  // Packs while other threads of Python go on. The table of layers is changed and looked up in under
+  // Python's lock alone.
+  template <typename Pack>
+  void keep(const std::string& name, Pack pack) {
+    Linear made;
+    {
+      nb::gil_scoped_release released;
+      made = pack();
+    }
+    encoder.set_linear(name, std::move(made));
   }
 
   void set_norm(const std::string& name, Array<float, 1> weight, Array<float, 1> bias) {
@@ -186,7 +198,7 @@ struct Held {
     float* to = out.data();
     nb::gil_scoped_release released;
     if (x.shape(0))
-      encoder.apply(name, x.data(), x.shape(0), static_cast<Activation>(how), to);
+      encoder.apply(by, x.data(), x.shape(0), static_cast<Activation>(how), to);
     return out;
   }
 
@@ -202,7 +214,7 @@ struct Held {
     float* values = logs.data();
     {
       nb::gil_scoped_release released;
-      if (rows) encoder.best(name, x.data(), rows, count, places, values);
+      if (rows) encoder.best(by, x.data(), rows, count, places, values);
     }
     return nb::make_tuple(
         nb::ndarray<nb::numpy, int64_t, nb::ndim<2>>(places, {rows, count}, owner), logs);

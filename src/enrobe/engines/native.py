@@ -4,6 +4,7 @@ Legend: T tokens, B rows, H hidden, K inputs of a product, M asked positions.
 """
 
 import os
+import threading
 from collections.abc import Mapping
 
 import numpy as np
@@ -91,6 +92,7 @@ class NativeEngine:
                 self._linear(f"{path}.out")
         self._encoder.finish()
         self._decoders: set[str] = set()
+        self._packing = threading.Lock()
         self._give_back()
 
     def run(self, batch: Ragged, request: Request, at: Ids | None = None) -> Outputs:
@@ -151,12 +153,13 @@ class NativeEngine:
 
     def _pack_decoder(self, name: str) -> None:
         """Pack a decoder when it is first asked for: it is as large as the table of words."""
-        if name in self._decoders:
-            return
-        tied = self.heads[name].tied
-        weight = _TABLES["word"] if tied else f"heads.{name}.decoder.weight"
-        self._set(f"heads.{name}.decoder", weight, f"heads.{name}.bias")
-        self._decoders.add(name)
+        with self._packing:
+            if name in self._decoders:
+                return
+            tied = self.heads[name].tied
+            weight = _TABLES["word"] if tied else f"heads.{name}.decoder.weight"
+            self._set(f"heads.{name}.decoder", weight, f"heads.{name}.bias")
+            self._decoders.add(name)
 
     def _give_back(self) -> None:
         """Let go of the mapped file's pages; what is read again comes again."""
