@@ -129,12 +129,6 @@ const Table* Encoder::table(const std::string& name) const {
   return found == tables_.end() ? nullptr : &found->second;
 }
 
-size_t Encoder::bytes() const {
-  size_t total = 0;
-  for (const auto& [name, linear] : linears_) total += linear.bytes();
-  return total;
-}
-
 void Encoder::finish() {
   const auto fitting = [this](const std::string& name, size_t n, size_t k) {
     const Linear& found = linear(name);
@@ -327,7 +321,11 @@ void Encoder::run_part(const Part& part, Work& work, Team& team, size_t rank) co
   kernels.end();
 }
 
-Pool& Encoder::pool() {
+void Encoder::spread(const std::function<void(size_t)>& work) {
+  if (threads == 1) {
+    work(0);
+    return;
+  }
   // After a fork the threads are the parent's.
   const long process = getpid();
   if (!pool_ || pool_process_ != process) {
@@ -335,7 +333,7 @@ Pool& Encoder::pool() {
     pool_ = std::make_unique<Pool>(threads);
     pool_process_ = process;
   }
-  return *pool_;
+  pool_->run(work);
 }
 
 void Encoder::run(const Batch& batch, const Wanted& wanted) {
@@ -379,10 +377,7 @@ void Encoder::run(const Batch& batch, const Wanted& wanted) {
       for (const Part& part : parts) run_part(part, *kept_[0], together, rank);
     }
   };
-  if (threads == 1)
-    work(0);
-  else
-    pool().run(work);
+  spread(work);
 }
 
 void Encoder::product(const Linear& by, const float* x, size_t rows, Activation activation,
@@ -414,10 +409,7 @@ void Encoder::product(const Linear& by, const float* x, size_t rows, Activation 
     }
     kernels.end();
   };
-  if (threads == 1)
-    work(0);
-  else
-    pool().run(work);
+  spread(work);
 }
 
 void Encoder::apply(const Linear& by, const float* x, size_t rows, Activation activation,

@@ -75,7 +75,6 @@ class Encoder {
   const Linear& linear(const std::string& name) const;
   const Norm& norm(const std::string& name) const;
   const Table* table(const std::string& name) const;
-  size_t bytes() const;
 
  private:
   struct Layer {
@@ -90,7 +89,8 @@ class Encoder {
   // `keep(row, outputs)` for each row of x times a layer, in any thread; outputs are padded.
   void product(const Linear& by, const float* x, size_t rows, Activation activation,
                const std::function<void(size_t, const float*)>& keep);
-  Pool& pool();
+  // work(rank) in every thread.
+  void spread(const std::function<void(size_t)>& work);
 
   std::map<std::string, Linear> linears_;
   std::map<std::string, Norm> norms_;

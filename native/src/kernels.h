@@ -55,7 +55,7 @@ struct Kernels {
   // LayerNorm of a row of n numbers, in rows as wide as padded(n).
   void (*norm)(const float* x, size_t n, const float* weight, const float* bias, float eps,
                float* out);
-  // out[n] += table[n] * scale, of int8 or of float32
+  // out[n] += row[n] * scale
   void (*add_int8)(const int8_t* row, float scale, size_t n, float* out);
   // Attention of one head of one text; q, k, v and out have d columns. Scratch: attend_scratch().
   void (*attend)(const float* q, size_t q_stride, size_t queries, const float* k, const float* v,

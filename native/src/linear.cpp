@@ -24,13 +24,13 @@ Linear Linear::of_int8(const Kernels& kernels, const int8_t* values, size_t n, s
   made.int8_ = true;
   made.outputs = n, made.inputs = k;
   made.zero_ = zero;
-  made.numbers_ = allocate<int8_t>(made.bytes());
+  made.numbers_ = allocate<int8_t>(tall * wide);
   made.scale_ = filled_up(scale, n);
   made.bias_ = filled_up(bias, n);
   if (smooth) made.smooth_ = filled_up(smooth, k);
   made.offset_ = allocate<int32_t>(tall);
   for (size_t row = 0; row < tall; ++row) {
-    int8_t* out = made.numbers_.get() + row / kPanel * made.panel_bytes() + row % kPanel * 4;
+    int8_t* out = made.numbers_.get() + row / kPanel * kPanel * wide + row % kPanel * 4;
     const int8_t* from = values + row * k;
     int32_t sum = 0;
     for (size_t p = 0; p < wide; p += 4) {

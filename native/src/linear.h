@@ -51,15 +51,11 @@ class Linear {
   // out[rows][64 * panels] of panels first to last, all rows.
   void multiply(const Rows& x, size_t rows, size_t first, size_t last, Activation activation,
                 const float* residual, size_t residual_stride, float* out, size_t stride) const;
-  size_t bytes() const { return panels() * panel_bytes(); }
 
  private:
   const Kernels* kernels_ = nullptr;
   bool int8_ = false;
   int zero_ = 128;
-  size_t panel_bytes() const {
-    return padded(inputs) * kPanel * (int8_ ? sizeof(int8_t) : sizeof(float));
-  }
   Block<int8_t> numbers_;
   Block<float> floats_, bias_, scale_, smooth_;
   Block<int32_t> offset_;

@@ -243,8 +243,6 @@ NB_MODULE(_native, module) {
            "layers"_a, "hidden"_a, "feed_forward"_a, "heads"_a, "epsilon"_a, "threads"_a,
            "kernels"_a = nb::none())
       .def_prop_ro("kernels", [](const Held& held) { return held.encoder.kernels.name; })
-      .def_prop_ro("threads", [](const Held& held) { return held.encoder.threads; })
-      .def_prop_ro("packed_bytes", [](const Held& held) { return held.encoder.bytes(); })
       .def("set_table", &Held::set_table_int8, "name"_a, "values"_a.noconvert(),
            "scale"_a.noconvert())
       .def("set_table", &Held::set_table_float, "name"_a, "values"_a.noconvert())
