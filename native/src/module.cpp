@@ -242,7 +242,6 @@ NB_MODULE(_native, module) {
       .def(nb::init<size_t, size_t, size_t, size_t, float, size_t, std::optional<std::string>>(),
            "layers"_a, "hidden"_a, "feed_forward"_a, "heads"_a, "epsilon"_a, "threads"_a,
            "kernels"_a = nb::none())
-      .def_prop_ro("kernels", [](const Held& held) { return held.encoder.kernels.name; })
       .def("set_table", &Held::set_table_int8, "name"_a, "values"_a.noconvert(),
            "scale"_a.noconvert())
       .def("set_table", &Held::set_table_float, "name"_a, "values"_a.noconvert())

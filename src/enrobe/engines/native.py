@@ -67,7 +67,6 @@ class NativeEngine:
             threads=threads or _threads(),
             kernels=kernels,
         )
-        self.kernels: str = self._encoder.kernels
         for name, path in _TABLES.items():
             if path in self._rows:
                 rows = self._rows[path]

@@ -51,20 +51,15 @@ def run_masked(
     request = Request(heads=(mask_head(engine),))
     most = max(1, _LARGEST_OUTPUT // engine.config.vocab_size)
     out: dict[int, Result] = {}
-    for group in plan([len(row.ids) for row in rows], budget=engine.budget):
-        for part in _parts(group, rows, most):
-            batch = Ragged.from_rows([rows[i].ids for i in part])
-            starts = batch.offsets[:-1]
-            at = np.concatenate([rows[i].at + starts[n] for n, i in enumerate(part)])
-            # One row may ask for more places than one output may hold.
-            logits = [
-                engine.run(batch, request, at[start : start + most]).heads[request.heads[0]]
-                for start in range(0, len(at), most)
-            ]
-            values = log_softmax(logits[0] if len(logits) == 1 else np.concatenate(logits))
-            ends = row_offsets([len(rows[i].at) for i in part])
-            for n, i in enumerate(part):
-                out[int(i)] = reduce(int(i), values[ends[n] : ends[n + 1]])
+    for batch, at, mine in _batches(engine, rows, most):
+        # One row may ask for more places than one output may hold.
+        logits = [
+            engine.run(batch, request, at[start : start + most]).heads[request.heads[0]]
+            for start in range(0, len(at), most)
+        ]
+        values = log_softmax(logits[0] if len(logits) == 1 else np.concatenate(logits))
+        for index, places in mine.items():
+            out[index] = reduce(index, values[places])
     return [out[i] for i in range(len(rows))]
 
 
@@ -80,16 +75,24 @@ def run_best(
 
         return run_masked(engine, rows, best)
     out: dict[int, list[tuple[Ids, Array]]] = {}
-    for group in plan([len(row.ids) for row in rows], budget=engine.budget):
-        batch = Ragged.from_rows([rows[i].ids for i in group])
-        starts = batch.offsets[:-1]
-        at = np.concatenate([rows[i].at + starts[n] for n, i in enumerate(group)])
+    for batch, at, mine in _batches(engine, rows, _LARGEST_OUTPUT // count):
         ids, logs = engine.best(batch, mask_head(engine), at, count)
-        ends = row_offsets([len(rows[i].at) for i in group])
-        for n, i in enumerate(group):
-            mine = slice(ends[n], ends[n + 1])
-            out[int(i)] = list(zip(ids[mine], logs[mine], strict=True))
+        for index, places in mine.items():
+            out[index] = list(zip(ids[places], logs[places], strict=True))
     return [out[i] for i in range(len(rows))]
+
+
+def _batches(
+    engine: Engine, rows: Sequence[MaskedRow], most: int
+) -> Iterator[tuple[Ragged, Ids, dict[int, slice]]]:
+    """Rows batched by length, `most` places together, the places, and which of them are a row's."""
+    for group in plan([len(row.ids) for row in rows], budget=engine.budget):
+        for part in _parts(group, rows, most):
+            batch = Ragged.from_rows([rows[i].ids for i in part])
+            starts = batch.offsets[:-1]
+            at = np.concatenate([rows[i].at + starts[n] for n, i in enumerate(part)])
+            ends = row_offsets([len(rows[i].at) for i in part])
+            yield batch, at, {i: slice(ends[n], ends[n + 1]) for n, i in enumerate(part)}
 
 
 def _parts(
