@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from common import ROOT, SHARED, write_report
-from int8_vs_peers import centred, export_encoder
+from int8_vs_peers import calibrate, centred, dynamic, export_encoder
 
 import enrobe
 from enrobe.compress.export import export
@@ -63,22 +63,6 @@ def sentences() -> list[str]:
 def prepare(model: Path, work: Path, tokenizer: Tokenizer, seen: list[str]) -> None:
     """Everyone's int8 form of the model, once."""
     import ctranslate2
-    import onnx
-    from onnxruntime.quantization import (
-        CalibrationDataReader,
-        QuantFormat,
-        QuantType,
-        quantize_dynamic,
-        quantize_static,
-    )
-
-    class Rows(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.rows = iter(tokenizer.encode(seen[:64]))
-
-        def get_next(self) -> Any:
-            row = next(self.rows, None)
-            return None if row is None else feed(row.ids[None], np.ones_like(row.ids[None]))
 
     if not (work / "int8").exists():
         pairs = zip(seen[0::2], seen[1::2], strict=True)
@@ -91,25 +75,9 @@ def prepare(model: Path, work: Path, tokenizer: Tokenizer, seen: list[str]) -> N
     if not plain.exists():
         export_encoder(model, plain.parent, export)
     if not (work / "dynamic.onnx").exists():
-        quantize_dynamic(
-            plain,
-            work / "dynamic.onnx",
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
-        )
+        dynamic(plain, work / "dynamic.onnx")
     if not (work / "static.onnx").exists():
-        quantize_static(
-            plain,
-            work / "static.onnx",
-            Rows(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            op_types_to_quantize=["MatMul"],
-            extra_options={"MatMulConstBOnly": True},
-        )
+        calibrate(plain, work / "static.onnx", tokenizer, seen)
     if not (work / "ctranslate2").exists():
         converter = ctranslate2.converters.TransformersConverter(str(model))
         converter.convert(str(work / "ctranslate2"), quantization="int8")

@@ -49,9 +49,6 @@ def main() -> None:
 
 
 def prepare(folder: Path) -> None:
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
     import enrobe
     from enrobe.compress.export import export
     from enrobe.text.tokenizer import Tokenizer
@@ -72,11 +69,7 @@ def prepare(folder: Path) -> None:
     for name, path in (("plain", plain), ("fused", folder / "fused.onnx")):
         target = folder / f"{name}.int8.onnx"
         if not target.exists():
-            # Of fused operators' outputs its shape inference knows no type.
-            more = {"DefaultTensorType": onnx.TensorProto.FLOAT}
-            quantize_dynamic(
-                path, target, per_channel=True, weight_type=QuantType.QInt8, extra_options=more
-            )
+            dynamic(path, target)
     if not (folder / "static.int8.onnx").exists():
         calibrate(plain, folder / "static.int8.onnx", tokenizer, texts)
     works = json.loads((folder / "works.json").read_text())
@@ -98,13 +91,27 @@ def export_encoder(folder: Path, target: Path, export: Callable[..., Any]) -> No
         export(body, target, format="onnx")
 
 
+def dynamic(path: Path, target: Path) -> None:
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    # Of fused operators' outputs its shape inference knows no type.
+    more = {"DefaultTensorType": onnx.TensorProto.FLOAT}
+    quantize_dynamic(
+        path, target, per_channel=True, weight_type=QuantType.QInt8, extra_options=more
+    )
+
+
 def calibrate(plain: Path, target: Path, tokenizer: Any, texts: list[str]) -> None:
+    import onnxruntime
     from onnxruntime.quantization import (
         CalibrationDataReader,
         QuantFormat,
         QuantType,
         quantize_static,
     )
+
+    wanted = {value.name for value in onnxruntime.InferenceSession(plain).get_inputs()}
 
     class Rows(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -115,7 +122,9 @@ def calibrate(plain: Path, target: Path, tokenizer: Any, texts: list[str]) -> No
             if row is None:
                 return None
             ids = row.ids[None]
-            return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+            zeros, ones = np.zeros_like(ids), np.ones_like(ids)
+            feed = {"input_ids": ids, "attention_mask": ones, "token_type_ids": zeros}
+            return {name: feed[name] for name in wanted}
 
     quantize_static(
         plain,
