@@ -41,7 +41,7 @@ TASKS: dict[str, dict[str, Any]] = {
         "recipe": "distil-snips.toml",
         "lr": 1e-4,
         "epochs": 3,
-        "student": ("epochs = 2", "lr = 3e-4"),
+        "student": ("epochs = 4", "lr = 3e-4"),
         "tasks": {
             "intent": ("classify", "tokens", "label"),
             "slots": ("tag", "tokens", "slots"),

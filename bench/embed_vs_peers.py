@@ -1,6 +1,6 @@
 """Mean-pooled vectors, float32, two threads: Enrobe against its peers on W1, W2 and single texts.
 
-    pip install sentence-transformers ctranslate2
+    pip install ./native sentence-transformers ctranslate2 openvino
     python bench/embed_vs_peers.py prepare      # a model, in everyone's form, and texts
     python bench/embed_vs_peers.py w1           # then w1-padded, w1-sorted, w2, single
     python bench/embed_vs_peers.py report
@@ -8,11 +8,13 @@
 W1: 512 texts with log-normal lengths in arrival order. W2: 32 texts of 128 tokens. Then one text of
 16 and of 128 tokens a call: p50 and p99. The model has RoBERTa-base's sizes and random weights.
 
-Contenders: enrobe (`Model.embed`); transformers, 32 texts a batch in arrival order; `encode` of
+Contenders: enrobe (`Model.embed`), in the engine that it chooses and in ONNX Runtime; transformers,
+32 texts a batch in arrival order, and sorted, 1,024 tokens a batch; `encode` of
 sentence-transformers; ONNX Runtime with padding, its graph fused by its own optimizer, sorted,
 1,024 tokens a batch (on W1 also 32 texts a batch); the encoder of CTranslate2, sorted, 2,048
-tokens a batch. Each reads strings, and all vectors must agree. One that is not installed is left
-out, and the report says so.
+tokens a batch; OpenVINO in float32, sorted, 512 tokens a batch, several requests at once. Each
+reads strings, and all vectors must agree. One that is not installed is left out, and the report
+says so.
 
 Beside them `products` measures the machine's limit: nothing but the model's matrix products, 1,024
 tokens at a time, by the quickest library here. A share is the operations that the real tokens need,
@@ -56,20 +58,23 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 SIZES = {"base": BASE, "tiny": {"layers": 2, "hidden": 64, "heads": 4, "wide": 256}}
 NEEDS = {
     "enrobe": "enrobe",
-    "enrobe_native": "enrobe_native",
+    "enrobe_onnx": "enrobe",
     "transformers": "transformers",
+    "transformers_sorted": "transformers",
     "sentence_transformers": "sentence_transformers",
     "onnxruntime": "onnxruntime.transformers",
     "onnxruntime_32": "onnxruntime.transformers",
     "ctranslate2": "ctranslate2",
+    "openvino": "openvino",
 }
 ALL = (
     "enrobe",
-    "enrobe_native",
+    "enrobe_onnx",
     "transformers",
     "sentence_transformers",
     "onnxruntime",
     "ctranslate2",
+    "openvino",
 )
 LIMIT = "products"
 # Calls in a row with one text, before the next contender's turn.
@@ -87,10 +92,10 @@ class Piece:
 
 
 PIECES = {
-    "w1": Piece(("enrobe", "enrobe_native", "onnxruntime", "ctranslate2"), {"w1": 4}),
+    "w1": Piece(("enrobe", "enrobe_onnx", "onnxruntime", "ctranslate2", "openvino"), {"w1": 4}),
     # Several times slower than these; one round shows it.
     "w1-padded": Piece(("enrobe", "transformers", "sentence_transformers"), {"w1": 1}),
-    "w1-sorted": Piece(("enrobe", "onnxruntime_32"), {"w1": 2}),
+    "w1-sorted": Piece(("enrobe", "onnxruntime_32", "transformers_sorted"), {"w1": 2}),
     "w2": Piece(ALL, {"w2": 5}),
     "single": Piece(ALL, {"one_16": 20, "one_128": 12}),
 }
@@ -131,7 +136,8 @@ def measure(part: str, folder: Path, size: dict[str, int]) -> None:
 def report(folder: Path, size: dict[str, int]) -> None:
     """All pieces as one file."""
     lengths = json.loads((folder / "works.json").read_text())["lengths"]
-    names = ("enrobe", *(n.replace("_", "-") for n in NEEDS if n.startswith(("sent", "ctr"))))
+    others = (n.replace("_", "-") for n in NEEDS if n.startswith(("sent", "ctr", "open")))
+    names = ("enrobe", *others)
     facts = {
         "size": size,
         "threads": THREADS,
@@ -250,12 +256,16 @@ def worker(name: str, folder: Path) -> None:
     works = json.loads((folder / "works.json").read_text())["texts"]
     embed = {
         "enrobe": enrobe_embed,
-        "enrobe_native": lambda folder: enrobe_embed(folder, "native"),
+        "enrobe_onnx": lambda folder: enrobe_embed(folder, "onnx"),
         "transformers": transformers_embed,
+        "transformers_sorted": lambda folder: transformers_embed(folder, budget=1024),
         "sentence_transformers": sentence_embed,
         "onnxruntime": onnx_embed,
         "onnxruntime_32": lambda folder: onnx_embed(folder, count=32),
         "ctranslate2": ctranslate2_embed,
+        "openvino": lambda folder: openvino_embed(
+            folder, "plain.onnx", INFERENCE_PRECISION_HINT="f32"
+        ),
     }[name](folder)
     calls: dict[str, list[float]] = {"one_16": [], "one_128": []}
     vectors: dict[str, Array] = {}
@@ -288,16 +298,24 @@ def burst(call: Callable[[], object]) -> list[float]:
     return taken
 
 
-def enrobe_embed(folder: Path, engine: Any = "onnx") -> Embed:
+def enrobe_embed(folder: Path, engine: Any = "auto") -> Embed:
     import enrobe
 
     return enrobe.load(folder, engine=engine).embed
 
 
-def transformers_embed(folder: Path) -> Embed:
+def transformers_embed(folder: Path, *, budget: int | None = None) -> Embed:
     import torch
 
     tokenizer, model = _reference(folder)
+
+    @torch.inference_mode()
+    def encode(rows: list[list[int]]) -> Array:
+        batch = {name: torch.from_numpy(values) for name, values in block(rows).items()}
+        return model(**batch).last_hidden_state.numpy()
+
+    if budget:
+        return sorted_embed(folder, encode, budget=budget)
 
     @torch.inference_mode()
     def embed(texts: list[str]) -> Array:
@@ -325,38 +343,85 @@ def sentence_embed(folder: Path) -> Embed:
     return lambda texts: model.encode(texts, show_progress_bar=False)
 
 
-def onnx_embed(folder: Path, *, count: int | None = None) -> Embed:
+def onnx_embed(
+    folder: Path, graph: str = "fused.onnx", *, budget: int = 1024, count: int | None = None
+) -> Embed:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = THREADS
-    path = folder / "fused.onnx"
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-
-    def encode(rows: list[list[int]]) -> Array:
-        ids = np.ones((len(rows), max(map(len, rows))), np.int64)  # 1 is <pad>
-        for n, row in enumerate(rows):
-            ids[n, : len(row)] = row
-        feed = {"input_ids": ids, "attention_mask": (ids != 1).astype(np.int64)}
-        return session.run(None, feed)[0]
-
-    return _sorted_embed(folder, encode, budget=1024, count=count)
+    session = ort.InferenceSession(folder / graph, options, providers=["CPUExecutionProvider"])
+    return sorted_embed(
+        folder, lambda rows: session.run(None, block(rows))[0], budget=budget, count=count
+    )
 
 
-def ctranslate2_embed(folder: Path) -> Embed:
+def ctranslate2_embed(folder: Path, kind: str = "float32", *, budget: int = 2048) -> Embed:
     import ctranslate2
 
     encoder = ctranslate2.Encoder(
-        str(folder / "ctranslate2"), compute_type="float32", intra_threads=THREADS, inter_threads=1
+        str(folder / "ctranslate2"), compute_type=kind, intra_threads=THREADS, inter_threads=1
     )
 
     def encode(rows: list[list[int]]) -> Array:
         return np.array(encoder.forward_batch(rows).last_hidden_state)
 
-    return _sorted_embed(folder, encode, budget=2048)
+    return sorted_embed(folder, encode, budget=budget)
 
 
-def _sorted_embed(
+def openvino_embed(folder: Path, graph: str, *, budget: int = 512, **properties: Any) -> Embed:
+    """Several requests at once, where one waits for nobody; a text alone goes the quickest way."""
+    import openvino
+
+    core = openvino.Core()
+    core.set_property("CPU", {"INFERENCE_NUM_THREADS": THREADS, **properties})
+    model = core.read_model(str(folder / graph))
+    throughput = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "THROUGHPUT"})
+    latency = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
+    tokenizer = _tokenizer(folder)
+
+    def embed(texts: list[str]) -> Array:
+        rows = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+        if len(rows) == 1:
+            return latency(block(rows))[0].mean(1)
+        order = sorted(range(len(rows)), key=lambda n: -len(rows[n]))
+        out: list[Any] = [None] * len(rows)
+        queue = openvino.AsyncInferQueue(throughput)
+
+        def keep(request: Any, part: list[int]) -> None:
+            hidden = request.get_output_tensor(0).data
+            for place, n in enumerate(part):
+                out[n] = hidden[place, : len(rows[n])].mean(0)
+
+        queue.set_callback(keep)
+        while order:
+            many = max(1, budget // len(rows[order[0]]))
+            part, order = order[:many], order[many:]
+            queue.start_async(block([rows[n] for n in part]), part)
+        queue.wait_all()
+        return np.stack(out)
+
+    return embed
+
+
+def block(rows: list[list[int]]) -> dict[str, Any]:
+    """Padded inputs."""
+    ids = np.ones((len(rows), max(map(len, rows))), np.int64)  # 1 is <pad>
+    for n, row in enumerate(rows):
+        ids[n, : len(row)] = row
+    return {"input_ids": ids, "attention_mask": (ids != 1).astype(np.int64)}
+
+
+def _tokenizer(folder: Path) -> Any:
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def sorted_embed(
     folder: Path,
     encode: Callable[[list[list[int]]], Array],
     *,
@@ -364,11 +429,7 @@ def _sorted_embed(
     count: int | None = None,
 ) -> Embed:
     """Texts sorted by length, `count` a batch or at most `budget` tokens with its padding."""
-    import tokenizers
-
-    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+    tokenizer = _tokenizer(folder)
 
     def embed(texts: list[str]) -> Array:
         rows = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
@@ -434,7 +495,6 @@ def convert_onnx(folder: Path) -> None:
     counts = fused.get_fused_operator_statistics()
     assert counts["Attention"] == counts["BiasGelu"] == config.num_hidden_layers, counts
     fused.save_model_to_file(str(folder / "fused.onnx"))
-    (folder / "plain.onnx").unlink()
 
 
 def convert_ctranslate2(folder: Path) -> None:

@@ -25,8 +25,14 @@ from typing import Any
 
 import numpy as np
 from common import ROOT, exact_texts, serve, take_turns_at, workload_1, write_report
-from embed_vs_peers import THREADS, burst
-from embed_vs_peers import _sorted_embed as sorted_embed
+from embed_vs_peers import (
+    THREADS,
+    burst,
+    ctranslate2_embed,
+    enrobe_embed,
+    onnx_embed,
+    openvino_embed,
+)
 
 WHO = ("enrobe", "enrobe_onnx", "onnxruntime_fused", "onnxruntime_plain", "ctranslate2", "openvino")
 ROUNDS = {"w1": 3, "w2": 5, "eight_512": 3, "one_16": 12, "one_128": 10}
@@ -189,8 +195,8 @@ def worker(name: str, folder: Path) -> None:
         "float32": lambda: enrobe_embed(folder, "onnx"),
         "onnxruntime_fused": lambda: onnx_embed(folder, "fused.int8.onnx"),
         "onnxruntime_plain": lambda: onnx_embed(folder, "plain.int8.onnx"),
-        "ctranslate2": lambda: ctranslate2_embed(folder),
-        "openvino": lambda: openvino_embed(folder),
+        "ctranslate2": lambda: ctranslate2_embed(folder, "int8", budget=1024),
+        "openvino": lambda: openvino_embed(folder, "static.int8.onnx"),
     }[name]()
     calls: dict[str, list[float]] = {"one_16": [], "one_128": []}
     vectors: dict[str, Any] = {}
@@ -209,78 +215,6 @@ def worker(name: str, folder: Path) -> None:
         lambda: [embed(works["w1"][:16]), *(embed(works[work]) for work in calls)],
         facts,
     )
-
-
-def enrobe_embed(folder: Path, engine: Any) -> Any:
-    import enrobe
-
-    return enrobe.load(folder, engine=engine).embed
-
-
-def block(rows: list[list[int]]) -> dict[str, Any]:
-    ids = np.ones((len(rows), max(map(len, rows))), np.int64)  # 1 is <pad>
-    for n, row in enumerate(rows):
-        ids[n, : len(row)] = row
-    return {"input_ids": ids, "attention_mask": (ids != 1).astype(np.int64)}
-
-
-def onnx_embed(folder: Path, graph: str) -> Any:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = THREADS
-    session = ort.InferenceSession(folder / graph, options, providers=["CPUExecutionProvider"])
-    return sorted_embed(folder, lambda rows: session.run(None, block(rows))[0], budget=1024)
-
-
-def ctranslate2_embed(folder: Path) -> Any:
-    import ctranslate2
-
-    encoder = ctranslate2.Encoder(
-        str(folder / "ctranslate2"), compute_type="int8", intra_threads=THREADS, inter_threads=1
-    )
-    return sorted_embed(
-        folder,
-        lambda rows: np.array(encoder.forward_batch(rows).last_hidden_state),
-        budget=1024,
-    )
-
-
-def openvino_embed(folder: Path) -> Any:
-    import openvino
-    import tokenizers
-
-    core = openvino.Core()
-    core.set_property("CPU", {"INFERENCE_NUM_THREADS": THREADS})
-    model = core.read_model(str(folder / "static.int8.onnx"))
-    throughput = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "THROUGHPUT"})
-    latency = core.compile_model(model, "CPU", {"PERFORMANCE_HINT": "LATENCY"})
-    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-
-    def embed(texts: list[str]) -> Any:
-        rows = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
-        if len(rows) == 1:
-            return latency(block(rows))[0].mean(1)
-        order = sorted(range(len(rows)), key=lambda n: -len(rows[n]))
-        out: list[Any] = [None] * len(rows)
-        queue = openvino.AsyncInferQueue(throughput)
-
-        def keep(request: Any, part: list[int]) -> None:
-            hidden = request.get_output_tensor(0).data
-            for place, n in enumerate(part):
-                out[n] = hidden[place, : len(rows[n])].mean(0)
-
-        queue.set_callback(keep)
-        while order:
-            count = max(1, 512 // len(rows[order[0]]))
-            part, order = order[:count], order[count:]
-            queue.start_async(block([rows[n] for n in part]), part)
-        queue.wait_all()
-        return np.stack(out)
-
-    return embed
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ struct Encoder::Part {
 // Room for a part. Rows are `stride` floats apart; what lies beyond a row's numbers stays zero.
 struct Encoder::Work {
   size_t tokens = 0, longest = 0;
-  size_t stride, wide_stride, bytes_stride;
+  size_t stride, wide_stride;
   Block<float> x, asked, mixed, middle, projected, wide, scale;
   Block<uint8_t> bytes;
   std::vector<Block<float>> scratch;  // one a thread
@@ -72,8 +72,9 @@ struct Encoder::Work {
       projected = zeros(tokens * projected_stride() + 2 * kPanel);
       const size_t wide_rows = std::min(tokens, kWideRows);
       wide = zeros(wide_rows * wide_stride);
-      bytes_stride = padded(std::max(sizes.hidden, sizes.feed_forward)) + 64;
-      bytes = allocate<uint8_t>(tokens * bytes_stride);
+      bytes = allocate<uint8_t>(
+          std::max(tokens * row_bytes(encoder.kernels, sizes.hidden),
+                   wide_rows * row_bytes(encoder.kernels, sizes.feed_forward)));
       scale = zeros(tokens);
     }
     if (for_longest > longest || scratch.size() < threads) {
@@ -170,19 +171,20 @@ struct Step {
   size_t residual_stride;
   float* out;
   size_t out_stride;
-  bool quantized;  // x is already, for a matrix with the same inputs
+  bool prepared;  // x is already, for a matrix with the same inputs
 };
 
-void take(const Step& step, uint8_t* bytes, size_t bytes_stride, float* scale, Team& team,
+void take(const Kernels& kernels, const Step& step, uint8_t* bytes, float* scale, Team& team,
           size_t rank) {
-  if (step.linear.is_int8() && !step.quantized) {
+  if (step.linear.takes_bytes() && !step.prepared) {
     const Range mine = share(step.rows, rank, team.size());
+    const size_t bytes_stride = row_bytes(kernels, step.linear.inputs);
     for (size_t row = mine.first; row < mine.last; ++row)
-      step.linear.quantize(step.x + row * step.stride, bytes + row * bytes_stride, scale + row);
+      step.linear.prepare(step.x + row * step.stride, bytes + row * bytes_stride, scale + row);
     team.wait();
   }
   const Range mine = share(step.linear.panels(), rank, team.size());
-  step.linear.multiply({step.x, step.stride, bytes, bytes_stride, scale}, step.rows, mine.first,
+  step.linear.multiply({step.x, step.stride, bytes, scale}, step.rows, mine.first,
                        mine.last, step.activation, step.residual, step.residual_stride, step.out,
                        step.out_stride);
   team.wait();
@@ -223,14 +225,14 @@ void Encoder::run_layer(const Part& part, size_t index, Work& work, Team& team,
   const size_t tokens = part.tokens(), asking = picked ? part.picked() : tokens;
   const size_t stride = work.stride, wide_stride = work.wide_stride;
   const auto go = [&](const Step& step) {
-    take(step, work.bytes.get(), work.bytes_stride, work.scale.get(), team, rank);
+    take(kernels, step, work.bytes.get(), work.scale.get(), team, rank);
   };
 
   const float* x = work.x.get();
   const auto project = [&](const Linear& linear, const float* from, size_t rows, float* to,
-                           bool quantized) {
+                           bool prepared) {
     go({linear, from, stride, rows, Activation::none, nullptr, 0, to, work.projected_stride(),
-        quantized});
+        prepared});
   };
   project(*layer.key, x, tokens, work.keys(), false);
   project(*layer.value, x, tokens, work.values(), layer.value->same_inputs(*layer.key));
@@ -387,8 +389,7 @@ void Encoder::product(const Linear& by, const float* x, size_t rows, Activation 
   // Some rows at a time: a vocabulary is wide.
   const size_t most = std::min<size_t>(rows, 64);
   Block<float> from = allocate<float>(most * stride), to = allocate<float>(most * out_stride);
-  const size_t bytes_stride = padded(by.inputs) + 64;
-  Block<uint8_t> bytes = allocate<uint8_t>(most * bytes_stride);
+  Block<uint8_t> bytes = allocate<uint8_t>(most * row_bytes(kernels, by.inputs));
   Block<float> scale = allocate<float>(most);
   std::fill(from.get(), from.get() + most * stride, 0.0f);
   Team team(threads);
@@ -401,8 +402,9 @@ void Encoder::product(const Linear& by, const float* x, size_t rows, Activation 
         std::copy(x + (first + row) * by.inputs, x + (first + row + 1) * by.inputs,
                   from.get() + row * stride);
       team.wait();
-      take({by, from.get(), stride, count, activation, nullptr, 0, to.get(), out_stride, false},
-           bytes.get(), bytes_stride, scale.get(), team, rank);
+      take(kernels,
+           {by, from.get(), stride, count, activation, nullptr, 0, to.get(), out_stride, false},
+           bytes.get(), scale.get(), team, rank);
       for (size_t row = mine.first; row < mine.last; ++row)
         keep(first + row, to.get() + row * out_stride);
       team.wait();

@@ -43,7 +43,7 @@ struct Kernels {
   void (*dot)(const uint8_t* a, size_t stride, size_t rows, const int8_t* panel, size_t k,
               int32_t* sums);
 
-  // The same in float32, by a panel that was packed; stride in floats.
+  // The same in float32, by a panel that was packed; stride in floats. Null: see dot_sliced.
   void (*pack_float)(const float* panel_KN, size_t k, float* packed);  // [K][64] as it comes
   void (*dot_float)(const float* a, size_t stride, size_t rows, const float* panel, size_t k,
                     float* sums);
@@ -61,6 +61,13 @@ struct Kernels {
   void (*attend)(const float* q, size_t q_stride, size_t queries, const float* k, const float* v,
                  size_t stride, size_t keys, size_t d, float* out, size_t out_stride,
                  float* scratch);
+
+  // Products in float32 as whole numbers, where that is quicker. A row becomes three signed bytes a
+  // number, [3][K], and a scale: x = (first + second / 256 + third / 65536) * scale. A panel is made
+  // of such rows: [4][K/64][3][16][16][4].
+  void (*slice)(const float* x, size_t k, int8_t* slices, float* scale) = nullptr;
+  void (*dot_sliced)(const int8_t* a, size_t stride, size_t rows, const int8_t* panel, size_t k,
+                     const float* row_scale, const float* scale, float* sums) = nullptr;
 };
 
 size_t attend_scratch(size_t keys, size_t d);

@@ -21,7 +21,7 @@ Linear Linear::of_int8(const Kernels& kernels, const int8_t* values, size_t n, s
   Linear made;
   const size_t wide = padded(k), tall = padded(n);
   made.kernels_ = &kernels;
-  made.int8_ = true;
+  made.kind_ = Kind::int8;
   made.outputs = n, made.inputs = k;
   made.zero_ = zero;
   made.numbers_ = allocate<int8_t>(tall * wide);
@@ -50,8 +50,12 @@ Linear Linear::of_float(const Kernels& kernels, const float* values, size_t n, s
   const size_t wide = padded(k);
   made.kernels_ = &kernels;
   made.outputs = n, made.inputs = k;
-  made.floats_ = allocate<float>(made.panels() * kPanel * wide);
   made.bias_ = filled_up(bias, n);
+  if (kernels.slice) {
+    made.pack_slices(values);
+    return made;
+  }
+  made.floats_ = allocate<float>(made.panels() * kPanel * wide);
   Block<float> panel = allocate<float>(wide * kPanel);
   for (size_t start = 0; start < n; start += kPanel) {
     std::fill(panel.get(), panel.get() + wide * kPanel, 0.0f);
@@ -62,15 +66,42 @@ Linear Linear::of_float(const Kernels& kernels, const float* values, size_t n, s
   return made;
 }
 
+void Linear::pack_slices(const float* values) {
+  const size_t wide = padded(inputs), tall = padded(outputs);
+  kind_ = Kind::sliced;
+  numbers_ = allocate<int8_t>(3 * tall * wide);
+  scale_ = filled_up(nullptr, outputs);
+  Block<float> row = allocate<float>(wide);
+  Block<int8_t> slices = allocate<int8_t>(3 * wide);
+  std::fill(row.get(), row.get() + wide, 0.0f);
+  std::memset(slices.get(), 0, 3 * wide);
+  for (size_t n = 0; n < tall; ++n) {
+    if (n < outputs) {
+      std::copy(values + n * inputs, values + (n + 1) * inputs, row.get());
+      kernels_->slice(row.get(), wide, slices.get(), scale_.get() + n);
+    } else if (n == outputs) {
+      std::memset(slices.get(), 0, 3 * wide);
+    }
+    int8_t* out = numbers_.get() + n / 16 * 16 * 3 * wide + n % 16 * 4;
+    for (size_t start = 0; start < wide; start += 64)
+      for (size_t slice = 0; slice < 3; ++slice, out += 1024)
+        for (size_t p = 0; p < 64; p += 4)
+          std::memcpy(out + p * 16, slices.get() + slice * wide + start + p, 4);
+  }
+}
+
 bool Linear::same_inputs(const Linear& other) const {
-  if (int8_ != other.int8_ || inputs != other.inputs) return false;
-  if (!int8_) return true;
+  if (kind_ != other.kind_ || inputs != other.inputs) return false;
+  if (kind_ != Kind::int8) return true;
   if (zero_ != other.zero_ || !smooth_ != !other.smooth_) return false;
   return !smooth_ || std::equal(smooth_.get(), smooth_.get() + inputs, other.smooth_.get());
 }
 
-void Linear::quantize(const float* x, uint8_t* bytes, float* scale) const {
-  kernels_->quantize(x, smooth_.get(), padded(inputs), zero_, bytes, scale);
+void Linear::prepare(const float* x, uint8_t* bytes, float* scale) const {
+  if (kind_ == Kind::int8)
+    kernels_->quantize(x, smooth_.get(), padded(inputs), zero_, bytes, scale);
+  else
+    kernels_->slice(x, padded(inputs), reinterpret_cast<int8_t*>(bytes), scale);
 }
 
 void Linear::multiply(const Rows& x, size_t rows, size_t first, size_t last, Activation activation,
@@ -80,7 +111,8 @@ void Linear::multiply(const Rows& x, size_t rows, size_t first, size_t last, Act
     int32_t numbers[kMostRows * kPanel];
     float floats[kMostRows * kPanel];
   } sums;
-  const size_t wide = padded(inputs), most = int8_ ? kernels_->rows : kernels_->float_rows;
+  const size_t wide = padded(inputs), stride_in = row_bytes(*kernels_, inputs);
+  const size_t most = kind_ == Kind::int8 ? kernels_->rows : kernels_->float_rows;
   for (size_t panel = first; panel < last; ++panel) {
     const size_t column = panel * kPanel;
     for (size_t start = 0; start < rows; start += most) {
@@ -92,12 +124,17 @@ void Linear::multiply(const Rows& x, size_t rows, size_t first, size_t last, Act
         how.residual = residual + start * residual_stride + column;
         how.residual_stride = residual_stride;
       }
-      if (int8_) {
+      if (kind_ == Kind::int8) {
         how.scale = scale_.get() + column;
         how.offset = offset_.get() + column;
         how.row_scale = x.scale + start;
-        kernels_->dot(x.bytes + start * x.bytes_stride, x.bytes_stride, count,
-                      numbers_.get() + column * wide, wide, sums.numbers);
+        kernels_->dot(x.bytes + start * stride_in, stride_in, count, numbers_.get() + column * wide,
+                      wide, sums.numbers);
+      } else if (kind_ == Kind::sliced) {
+        const uint8_t* rows_in = x.bytes + start * stride_in;
+        kernels_->dot_sliced(reinterpret_cast<const int8_t*>(rows_in), stride_in, count,
+                             numbers_.get() + 3 * column * wide, wide, x.scale + start,
+                             scale_.get() + column, sums.floats);
       } else {
         kernels_->dot_float(x.floats + start * x.stride, x.stride, count,
                             floats_.get() + column * wide, wide, sums.floats);

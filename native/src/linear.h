@@ -24,14 +24,20 @@ Block<T> allocate(size_t count) {
   return Block<T>(static_cast<T*>(p));
 }
 
-// Inputs of a product, rows a stride apart: floats, or for an int8 matrix bytes and a scale a row.
+// Inputs of a product: rows of floats, a stride apart, or what a matrix has prepared of them.
 struct Rows {
   const float* floats;
   size_t stride;
   const uint8_t* bytes = nullptr;
-  size_t bytes_stride = 0;
   const float* scale = nullptr;
 };
+
+// Bytes of a prepared row of so many inputs.
+inline size_t row_bytes(const Kernels& kernels, size_t inputs) {
+  // An odd number of cache lines, or else all rows would want the same few places of the cache.
+  const size_t lines = padded(inputs) / 64 * (kernels.slice ? 3 : 1);
+  return 64 * (lines + 1 + lines % 2);
+}
 
 class Linear {
  public:
@@ -44,17 +50,21 @@ class Linear {
                          const float* bias);
 
   size_t panels() const { return padded(outputs) / kPanel; }
-  bool is_int8() const { return int8_; }
-  // Whether rows that were quantized for one are right for the other.
+  // Whether it multiplies bytes, row_bytes() a row, which `prepare` makes.
+  bool takes_bytes() const { return kind_ != Kind::floats; }
+  // Whether rows that were prepared for one are right for the other.
   bool same_inputs(const Linear& other) const;
-  void quantize(const float* x, uint8_t* bytes, float* scale) const;
+  void prepare(const float* x, uint8_t* bytes, float* scale) const;
   // out[rows][64 * panels] of panels first to last, all rows.
   void multiply(const Rows& x, size_t rows, size_t first, size_t last, Activation activation,
                 const float* residual, size_t residual_stride, float* out, size_t stride) const;
 
  private:
+  void pack_slices(const float* values);
+
+  enum class Kind { floats, sliced, int8 };
   const Kernels* kernels_ = nullptr;
-  bool int8_ = false;
+  Kind kind_ = Kind::floats;
   int zero_ = 128;
   Block<int8_t> numbers_;
   Block<float> floats_, bias_, scale_, smooth_;

@@ -72,7 +72,7 @@ def _why(engine: str, precision: str) -> str:
     if engine == "native":
         import enrobe_native
 
-        return f"int8 weights, and enrobe-native is installed ({enrobe_native.kernels()[0]})"
+        return f"the quickest at {precision} here ({enrobe_native.kernels()[0]})"
     if precision == "int8":
         return "enrobe-native, which is quicker at int8, is not installed"
     return "the default on a CPU"
