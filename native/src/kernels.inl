@@ -1,7 +1,7 @@
 // The float32 part of a table of kernels, compiled once for each instruction set.
 //
-// Before it is included: kFloatRows x kFloatVectors, the block of sums that fits into the
-// processor's registers, and kAttendRows x kVectors likewise.
+// Before it is included: kRows rows by 16 * kVectors columns, the block of sums that fits into the
+// processor's registers.
 
 #include "kernels.h"
 #include "vec.h"
@@ -27,34 +27,35 @@ struct Product {
   bool add;              // to what is in c
 };
 
-// R rows from `first` on and 16 * C columns of it, whose sums stay in registers.
+// R rows from `first` on and C registers of columns of it, whose sums stay in registers.
 template <int R, int C>
 ENROBE_INLINE void block(const Product& of, size_t first) {
   const float* a = of.a + first * of.a_stride;
   const float* b = of.b;
   float* c = of.c + first * of.c_stride;
   const size_t a_stride = of.a_stride, b_stride = of.b_stride, c_stride = of.c_stride, k = of.k;
-  V sums[R][C];
+  N sums[R][C];
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < C; ++j) sums[i][j] = of.add ? load(c + i * c_stride + 16 * j) : splat(0.0f);
+    for (int j = 0; j < C; ++j)
+      sums[i][j] = of.add ? Of<N>::load(c + i * c_stride + kLanes * j) : N{};
   for (size_t p = 0; p < k; ++p) {
-    V right[C];
+    N right[C];
 #pragma GCC unroll 4
-    for (int j = 0; j < C; ++j) right[j] = load(b + p * b_stride + 16 * j);
+    for (int j = 0; j < C; ++j) right[j] = Of<N>::load(b + p * b_stride + kLanes * j);
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
-      const V left = splat(a[i * a_stride + p]);
+      const N left = Of<N>::filled(a[i * a_stride + p]);
 #pragma GCC unroll 4
       for (int j = 0; j < C; ++j) sums[i][j] = fma(left, right[j], sums[i][j]);
     }
   }
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) {
-    const V factor = splat(of.factors ? of.factors[first + i] : 1.0f);
+    const N factor = Of<N>::filled(of.factors ? of.factors[first + i] : 1.0f);
 #pragma GCC unroll 4
-    for (int j = 0; j < C; ++j) store(c + i * c_stride + 16 * j, sums[i][j] * factor);
+    for (int j = 0; j < C; ++j) Of<N>::store(c + i * c_stride + kLanes * j, sums[i][j] * factor);
   }
 }
 
@@ -69,13 +70,15 @@ void rest(const Product& of, size_t first, size_t rows) {
   }
 }
 
+// `width` columns, a multiple of 16 and at most 16 * C.
 template <int C>
-void multiply(const Product& of, size_t rows, size_t vectors) {
+void multiply(const Product& of, size_t rows, size_t width) {
   if constexpr (C > 1)
-    if (vectors < C) return multiply<C - 1>(of, rows, vectors);
+    if (width < 16 * C) return multiply<C - 1>(of, rows, width);
   size_t first = 0;
-  for (; first + kRows <= rows; first += kRows) block<kRows, C>(of, first);
-  rest<kRows - 1, C>(of, first, rows - first);
+  constexpr int registers = C * 16 / kLanes;
+  for (; first + kRows <= rows; first += kRows) block<kRows, registers>(of, first);
+  rest<kRows - 1, registers>(of, first, rows - first);
 }
 
 // --- products in float32 --------------------------------------------------------------------------
@@ -98,7 +101,7 @@ void dot_float(const float* a, size_t stride, size_t rows, const float* panel, s
       const size_t count = k - p < most ? k - p : most;
       const float* b = panel + strip * k + p * width;
       multiply<kVectors>({a + p, stride, b, width, count, sums + strip, kPanel, nullptr, p > 0},
-                         rows, kVectors);
+                         rows, width);
     }
 }
 
@@ -129,9 +132,7 @@ void quantize(const float* x, const float* smooth, size_t k, int zero, uint8_t* 
     (void)inverse;
     const V quotient = v / splat(s);
 #endif
-    const I number = nearest(quotient) + splat((int32_t)zero);
-    const B bytes = __builtin_convertvector(number, B);
-    __builtin_memcpy(numbers + i, &bytes, sizeof bytes);
+    Bytes<I>::write(nearest(quotient) + splat((int32_t)zero), numbers + i);
   }
 }
 
@@ -143,7 +144,7 @@ void finish_as(const void* given, size_t rows, const Finish& how, float* out, si
     bias[j] = load(how.bias + 16 * j);
     if (Int8) {
       scale[j] = load(how.scale + 16 * j);
-      __builtin_memcpy(&offset[j], how.offset + 16 * j, sizeof(I));
+      offset[j] = Of<I>::load(how.offset + 16 * j);
     }
   }
   for (size_t r = 0; r < rows; ++r) {
@@ -151,9 +152,8 @@ void finish_as(const void* given, size_t rows, const Finish& how, float* out, si
       const size_t place = r * kPanel + 16 * j;
       V v;
       if (Int8) {
-        I sums;
-        __builtin_memcpy(&sums, (const int32_t*)given + place, sizeof sums);
-        v = __builtin_convertvector(sums - offset[j], V) * scale[j];
+        const I sums = Of<I>::load((const int32_t*)given + place);
+        v = floats(sums - offset[j]) * scale[j];
         v = fma(v, splat(how.row_scale[r]), bias[j]);
       } else {
         v = load((const float*)given + place) + bias[j];
@@ -167,8 +167,8 @@ void finish_as(const void* given, size_t rows, const Finish& how, float* out, si
         // Near 0 the difference loses digits: there x - x^3 / 3 + 2 x^5 / 15 is exact enough.
         const V s = v * v;
         const V near = fma(v * s, fma(s, splat(2.0f / 15), splat(-1.0f / 3)), v);
-        const V far = v < splat(0.0f) ? -t : t;
-        v = s < splat(0.01f) ? near : far;
+        const V far = pick(v < splat(0.0f), -t, t);
+        v = pick(s < splat(0.01f), near, far);
       }
       if (how.residual) v += load(how.residual + r * how.residual_stride + 16 * j);
       store(out + r * stride + 16 * j, v);
@@ -198,7 +198,7 @@ void norm(const float* x, size_t n, const float* weight, const float* bias, floa
   }
   if (full < n) {
     V apart = load(x + full) - mean;
-    apart = first(n - full) ? apart : splat(0.0f);
+    apart = pick(first(n - full), apart, splat(0.0f));
     squares = fma(apart, apart, squares);
   }
   const V factor = splat(1.0f / __builtin_sqrtf(sum(squares) / (float)n + eps));
@@ -208,11 +208,8 @@ void norm(const float* x, size_t n, const float* weight, const float* bias, floa
 
 void add_int8(const int8_t* row, float scale, size_t n, float* out) {
   size_t i = 0;
-  for (; i + 16 <= n; i += 16) {
-    S bytes;
-    __builtin_memcpy(&bytes, row + i, sizeof bytes);
-    store(out + i, fma(__builtin_convertvector(bytes, V), splat(scale), load(out + i)));
-  }
+  for (; i + 16 <= n; i += 16)
+    store(out + i, fma(floats(Bytes<I>::read(row + i)), splat(scale), load(out + i)));
   for (; i < n; ++i) out[i] = __builtin_fmaf((float)row[i], scale, out[i]);
 }
 
@@ -220,8 +217,33 @@ void add_int8(const int8_t* row, float scale, size_t n, float* out) {
 
 // 16 x 16 numbers turned: blocks of 8, 4, 2 and 1 change places.
 template <int Width>
-ENROBE_INLINE void exchange(V& upper, V& lower) {
-  const V a = upper, b = lower;
+ENROBE_INLINE void exchange(F4& upper, F4& lower) {
+  const F4 a = upper, b = lower;
+  if constexpr (Width == 2) {
+    upper = __builtin_shufflevector(a, b, 0, 1, 4, 5);
+    lower = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+  } else {
+    upper = __builtin_shufflevector(a, b, 0, 4, 2, 6);
+    lower = __builtin_shufflevector(a, b, 1, 5, 3, 7);
+  }
+}
+template <int Width>
+ENROBE_INLINE void exchange(F8& upper, F8& lower) {
+  const F8 a = upper, b = lower;
+  if constexpr (Width == 4) {
+    upper = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11);
+    lower = __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+  } else if constexpr (Width == 2) {
+    upper = __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13);
+    lower = __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15);
+  } else {
+    upper = __builtin_shufflevector(a, b, 0, 8, 2, 10, 4, 12, 6, 14);
+    lower = __builtin_shufflevector(a, b, 1, 9, 3, 11, 5, 13, 7, 15);
+  }
+}
+template <int Width>
+ENROBE_INLINE void exchange(F16& upper, F16& lower) {
+  const F16 a = upper, b = lower;
   if constexpr (Width == 8) {
     upper = __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
     lower = __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30,
@@ -238,6 +260,17 @@ ENROBE_INLINE void exchange(V& upper, V& lower) {
     upper = __builtin_shufflevector(a, b, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
     lower = __builtin_shufflevector(a, b, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15,
                                     31);
+  }
+}
+template <int Width, typename H>
+ENROBE_INLINE void exchange(Pair<H>& upper, Pair<H>& lower) {
+  if constexpr (sizeof(H) == 4 * Width) {
+    const H kept = upper.high;
+    upper.high = lower.low;
+    lower.low = kept;
+  } else {
+    exchange<Width>(upper.low, lower.low);
+    exchange<Width>(upper.high, lower.high);
   }
 }
 
@@ -284,7 +317,7 @@ float softmax(float* x, size_t n) {
   const V lowest = splat(-3.0e38f);
   V high = lowest;
   for (size_t i = 0; i < full; i += 16) high = maximum(load(x + i), high);
-  if (full < n) high = maximum(first(n - full) ? load(x + full) : lowest, high);
+  if (full < n) high = maximum(pick(first(n - full), load(x + full), lowest), high);
   const V most = splat(largest(high));
   V total = splat(0.0f);
   for (size_t i = 0; i < full; i += 16) {
@@ -294,7 +327,7 @@ float softmax(float* x, size_t n) {
   }
   if (full < n) {
     V e = exponential(load(x + full) - most);
-    e = first(n - full) ? e : splat(0.0f);
+    e = pick(first(n - full), e, splat(0.0f));
     store(x + full, e);
     total += e;
   }
@@ -313,22 +346,22 @@ void attend(const float* q, size_t q_stride, size_t queries, const float* k, con
     const size_t rows = queries - start < kQueries ? queries - start : kQueries;
     const float* strip = packed;
     for (size_t key = 0; key < keys; key += most) {
-      const size_t vectors = keys - key < most ? (keys - key + 15) / 16 : kVectors;
-      multiply<kVectors>({q + start * q_stride, q_stride, strip, 16 * vectors, d, scratch + key,
-                          wide, nullptr, false},
-                         rows, vectors);
-      strip += 16 * vectors * d;
+      const size_t width = keys - key < most ? (keys - key + 15) / 16 * 16 : most;
+      multiply<kVectors>(
+          {q + start * q_stride, q_stride, strip, width, d, scratch + key, wide, nullptr, false},
+          rows, width);
+      strip += width * d;
     }
     float factors[kQueries];
     for (size_t r = 0; r < rows; ++r) factors[r] = softmax(scratch + r * wide, keys);
     for (size_t c = 0; c < d; c += most) {
-      const size_t columns = d - c < most ? d - c : most, vectors = (columns + 15) / 16;
+      const size_t columns = d - c < most ? d - c : most;
       float* place = out + start * out_stride + c;
       float aside[kQueries * most];
       const bool whole = columns % 16 == 0;
       multiply<kVectors>({scratch, wide, v + c, stride, keys, whole ? place : aside,
                           whole ? out_stride : most, factors, false},
-                         rows, vectors);
+                         rows, (columns + 15) / 16 * 16);
       for (size_t r = 0; r < rows && !whole; ++r)
         __builtin_memcpy(place + r * out_stride, aside + r * most, columns * sizeof(float));
     }

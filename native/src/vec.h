@@ -8,50 +8,186 @@
 #endif
 
 #define ENROBE_INLINE static inline __attribute__((always_inline))
+#define ENROBE_MEMBER static inline __attribute__((always_inline))
 
 namespace {
 
-typedef float V __attribute__((vector_size(64)));
-typedef int32_t I __attribute__((vector_size(64)));
-typedef uint8_t B __attribute__((vector_size(16)));
-typedef int8_t S __attribute__((vector_size(16)));
+typedef float F4 __attribute__((vector_size(16)));
+typedef float F8 __attribute__((vector_size(32)));
+typedef float F16 __attribute__((vector_size(64)));
+typedef int32_t I4 __attribute__((vector_size(16)));
+typedef int32_t I8 __attribute__((vector_size(32)));
+typedef int32_t I16 __attribute__((vector_size(64)));
 
-ENROBE_INLINE V load(const float* p) {
-  V v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
+// Two vectors as one of twice as many lanes. A vector type wider than the processor's would do, too, but
+// GCC keeps such ones in memory.
+template <typename H>
+struct Pair {
+  H low, high;
+};
+
+#define ENROBE_PAIRED(sign)                                               \
+  template <typename H>                                                   \
+  ENROBE_INLINE auto operator sign(Pair<H> a, Pair<H> b) {                \
+    return Pair<decltype(a.low sign b.low)>{a.low sign b.low, a.high sign b.high}; \
+  }
+ENROBE_PAIRED(+)
+ENROBE_PAIRED(-)
+ENROBE_PAIRED(*)
+ENROBE_PAIRED(/)
+ENROBE_PAIRED(<)
+ENROBE_PAIRED(>)
+#undef ENROBE_PAIRED
+template <typename H>
+ENROBE_INLINE Pair<H> operator-(Pair<H> a) {
+  return {-a.low, -a.high};
 }
-ENROBE_INLINE void store(float* p, V v) { __builtin_memcpy(p, &v, sizeof v); }
-ENROBE_INLINE V splat(float x) { return V{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
-ENROBE_INLINE I splat(int32_t x) { return I{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
-ENROBE_INLINE V maximum(V a, V b) { return a > b ? a : b; }
-ENROBE_INLINE V minimum(V a, V b) { return a < b ? a : b; }
+template <typename H>
+ENROBE_INLINE Pair<H> operator<<(Pair<H> a, int by) {
+  return {a.low << by, a.high << by};
+}
+template <typename H>
+ENROBE_INLINE Pair<H>& operator+=(Pair<H>& a, Pair<H> b) {
+  return a = a + b;
+}
+template <typename H>
+ENROBE_INLINE Pair<H>& operator*=(Pair<H>& a, Pair<H> b) {
+  return a = a * b;
+}
+
+// N: the floats of one register.
+#if defined(__AVX512F__)
+typedef F16 N, V;
+typedef I16 I;
+#elif defined(__AVX2__)
+typedef F8 N;
+typedef Pair<F8> V;
+typedef Pair<I8> I;
+#else
+typedef F4 N;
+typedef Pair<Pair<F4>> V;
+typedef Pair<Pair<I4>> I;
+#endif
+constexpr int kLanes = sizeof(N) / sizeof(float);
+
+// What has to be done half by half: a pair that is copied as a whole goes through memory.
+template <typename T>
+struct Of {
+  template <typename X>
+  ENROBE_MEMBER T filled(X x) {
+    return x - T{};  // the scalar goes into every lane
+  }
+  ENROBE_MEMBER T load(const void* p) {
+    T x;
+    __builtin_memcpy(&x, p, sizeof x);
+    return x;
+  }
+  ENROBE_MEMBER void store(void* p, T x) { __builtin_memcpy(p, &x, sizeof x); }
+};
+template <typename H>
+struct Of<Pair<H>> {
+  template <typename X>
+  ENROBE_MEMBER Pair<H> filled(X x) {
+    return {Of<H>::filled(x), Of<H>::filled(x)};
+  }
+  ENROBE_MEMBER Pair<H> load(const void* p) {
+    const char* bytes = static_cast<const char*>(p);
+    return {Of<H>::load(bytes), Of<H>::load(bytes + sizeof(H))};
+  }
+  ENROBE_MEMBER void store(void* p, Pair<H> x) {
+    char* bytes = static_cast<char*>(p);
+    Of<H>::store(bytes, x.low);
+    Of<H>::store(bytes + sizeof(H), x.high);
+  }
+};
+ENROBE_INLINE V load(const float* p) { return Of<V>::load(p); }
+ENROBE_INLINE void store(float* p, V v) { Of<V>::store(p, v); }
+ENROBE_INLINE V splat(float x) { return Of<V>::filled(x); }
+ENROBE_INLINE I splat(int32_t x) { return Of<I>::filled(x); }
+// The same bits as another type.
+ENROBE_INLINE F4 as_floats(I4 x) { return (F4)x; }
+ENROBE_INLINE F8 as_floats(I8 x) { return (F8)x; }
+ENROBE_INLINE F16 as_floats(I16 x) { return (F16)x; }
+ENROBE_INLINE I4 as_bits(F4 x) { return (I4)x; }
+ENROBE_INLINE I8 as_bits(F8 x) { return (I8)x; }
+ENROBE_INLINE I16 as_bits(F16 x) { return (I16)x; }
+template <typename H>
+ENROBE_INLINE auto as_floats(Pair<H> x) {
+  return Pair<decltype(as_floats(x.low))>{as_floats(x.low), as_floats(x.high)};
+}
+template <typename H>
+ENROBE_INLINE auto as_bits(Pair<H> x) {
+  return Pair<decltype(as_bits(x.low))>{as_bits(x.low), as_bits(x.high)};
+}
+
+// a where the mask is, else b.
+template <typename M, typename T>
+ENROBE_INLINE T pick(M mask, T a, T b) {
+  return mask ? a : b;
+}
+template <typename M, typename H>
+ENROBE_INLINE Pair<H> pick(Pair<M> mask, Pair<H> a, Pair<H> b) {
+  return {pick(mask.low, a.low, b.low), pick(mask.high, a.high, b.high)};
+}
+ENROBE_INLINE V maximum(V a, V b) { return pick(a > b, a, b); }
+ENROBE_INLINE V minimum(V a, V b) { return pick(a < b, a, b); }
+
+// Whole numbers as floats.
+ENROBE_INLINE F4 floats(I4 x) { return __builtin_convertvector(x, F4); }
+ENROBE_INLINE F8 floats(I8 x) { return __builtin_convertvector(x, F8); }
+ENROBE_INLINE F16 floats(I16 x) { return __builtin_convertvector(x, F16); }
+template <typename H>
+ENROBE_INLINE auto floats(Pair<H> x) {
+  return Pair<decltype(floats(x.low))>{floats(x.low), floats(x.high)};
+}
+
+// Sixteen signed bytes as whole numbers; sixteen whole numbers as bytes, what is above cut off.
+template <typename T>
+struct Bytes {
+  static constexpr int lanes = sizeof(T) / 4;
+  typedef int8_t Narrow __attribute__((vector_size(lanes)));
+  ENROBE_MEMBER T read(const int8_t* p) {
+    Narrow bytes;
+    __builtin_memcpy(&bytes, p, sizeof bytes);
+    return __builtin_convertvector(bytes, T);
+  }
+  ENROBE_MEMBER void write(T numbers, void* p) {
+    const Narrow bytes = __builtin_convertvector(numbers, Narrow);
+    __builtin_memcpy(p, &bytes, sizeof bytes);
+  }
+};
+template <typename H>
+struct Bytes<Pair<H>> {
+  ENROBE_MEMBER Pair<H> read(const int8_t* p) {
+    return {Bytes<H>::read(p), Bytes<H>::read(p + sizeof(H) / 4)};
+  }
+  ENROBE_MEMBER void write(Pair<H> numbers, void* p) {
+    Bytes<H>::write(numbers.low, p);
+    Bytes<H>::write(numbers.high, static_cast<char*>(p) + sizeof(H) / 4);
+  }
+};
 
 // a * b + c, rounded once where the processor can.
-ENROBE_INLINE V fma(V a, V b, V c) {
-#if defined(__AVX512F__)
-  return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__FMA__)
-  struct Halves {
-    __m256 low, high;
-  };
-  Halves x, y, z;
-  __builtin_memcpy(&x, &a, sizeof a);
-  __builtin_memcpy(&y, &b, sizeof b);
-  __builtin_memcpy(&z, &c, sizeof c);
-  z.low = _mm256_fmadd_ps(x.low, y.low, z.low);
-  z.high = _mm256_fmadd_ps(x.high, y.high, z.high);
-  __builtin_memcpy(&c, &z, sizeof c);
-  return c;
-#else
-  return a * b + c;
+ENROBE_INLINE F4 fma(F4 a, F4 b, F4 c) { return a * b + c; }
+#if defined(__FMA__)
+ENROBE_INLINE F8 fma(F8 a, F8 b, F8 c) {
+  return (F8)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
 #endif
+#if defined(__AVX512F__)
+ENROBE_INLINE F16 fma(F16 a, F16 b, F16 c) {
+  return (F16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+#endif
+template <typename H>
+ENROBE_INLINE Pair<H> fma(Pair<H> a, Pair<H> b, Pair<H> c) {
+  return {fma(a.low, b.low, c.low), fma(a.high, b.high, c.high)};
 }
 
 // The lanes below `count`.
-ENROBE_INLINE I first(size_t count) {
-  const I lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  return lanes < splat((int32_t)count);
+ENROBE_INLINE auto first(size_t count) {
+  alignas(64) static const int32_t lanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return Of<I>::load(lanes) < splat((int32_t)count);
 }
 
 ENROBE_INLINE float sum(V v) {
@@ -73,17 +209,14 @@ ENROBE_INLINE float largest(V v) {
 constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it leaves no room for a fraction
 constexpr int32_t kRounderBits = 0x4B400000;
 ENROBE_INLINE I nearest(V v) {
-  const V moved = v + splat(kRounder);
-  I bits;
-  __builtin_memcpy(&bits, &moved, sizeof bits);
-  return bits - splat(kRounderBits);
+  return as_bits(v + splat(kRounder)) - splat(kRounderBits);
 }
 
 // e^x for x <= 0, to a unit in the last place or two: 2^n times a polynomial on +-log(2)/2.
 ENROBE_INLINE V exponential(V x) {
   x = maximum(x, splat(-87.0f));
   const I n = nearest(x * splat(1.44269504f));
-  const V whole = __builtin_convertvector(n, V);
+  const V whole = floats(n);
   // log(2) in two parts, the first of few digits, so that its products are exact.
   V r = fma(whole, splat(-0.693145752f), x);
   r = fma(whole, splat(-1.42860677e-6f), r);
@@ -96,10 +229,7 @@ ENROBE_INLINE V exponential(V x) {
   p = fma(p, r, splat(0.5f));
   p = fma(p, r, splat(1.0f));
   p = fma(p, r, splat(1.0f));
-  const I bits = (n + splat(127)) << 23;
-  V power;
-  __builtin_memcpy(&power, &bits, sizeof bits);
-  return p * power;
+  return p * as_floats((n + splat(127)) << 23);
 }
 
 // x * 0.5 * (1 + erf(x / sqrt(2))); erf as a ratio of two polynomials with Eigen's coefficients.

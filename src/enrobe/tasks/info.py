@@ -74,7 +74,7 @@ def _why(engine: str, precision: str) -> str:
 
         return f"the quickest at {precision} here ({enrobe_native.kernels()[0]})"
     if precision == "int8":
-        return "enrobe-native, which is quicker at int8, is not installed"
+        return "enrobe-native is not installed, or this processor has no products of bytes"
     return "the default on a CPU"
 
 

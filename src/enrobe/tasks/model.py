@@ -373,7 +373,7 @@ def load(
         model: a folder, a built-in name, or a hub id such as "FacebookAI/roberta-base"; None:
             $ENROBE_MODEL, else the built-in model.
         engine: "auto" is torch on a GPU; on a CPU native where it is installed and the quickest
-            (for int8, and with AMX for float32, too), else onnx.
+            (int8 with AMX, VNNI or Arm's dot product; float32 with AMX), else onnx.
         precision: "auto" is int8 for a folder that `enrobe.quantize` made for it, on a CPU, else
             float32; the half precisions are for a GPU.
         device: "auto" is the CPU; "cuda" has to be asked for, since finding out costs the import of
@@ -437,8 +437,10 @@ def _native_is_quickest(precision: str) -> bool:
         return False
     import enrobe_native
 
-    # Its float32 is far ahead of ONNX Runtime's by tiles alone, else about equal.
-    return precision == "int8" or (precision == "float32" and enrobe_native.kernels()[0] == "amx")
+    kernels = enrobe_native.kernels()[0]
+    # Products of bytes want an instruction for them; float32 is far ahead by AMX's tiles alone.
+    quickest = {"int8": ("amx", "avx512", "avx_vnni", "arm"), "float32": ("amx",)}
+    return kernels in quickest.get(precision, ())
 
 
 def _engine(read: checkpoint.Checkpoint, name: str, precision: str, device: str) -> Engine:
