@@ -73,8 +73,8 @@ struct Encoder::Work {
       const size_t wide_rows = std::min(tokens, kWideRows);
       wide = zeros(wide_rows * wide_stride);
       bytes = allocate<uint8_t>(
-          std::max(tokens * row_bytes(encoder.kernels, sizes.hidden),
-                   wide_rows * row_bytes(encoder.kernels, sizes.feed_forward)));
+          std::max(tokens * row_bytes(sizes.hidden, encoder.kernels.slice),
+                   wide_rows * row_bytes(sizes.feed_forward, encoder.kernels.slice)));
       scale = zeros(tokens);
     }
     if (for_longest > longest || scratch.size() < threads) {
@@ -174,11 +174,10 @@ struct Step {
   bool prepared;  // x is already, for a matrix with the same inputs
 };
 
-void take(const Kernels& kernels, const Step& step, uint8_t* bytes, float* scale, Team& team,
-          size_t rank) {
+void take(const Step& step, uint8_t* bytes, float* scale, Team& team, size_t rank) {
   if (step.linear.takes_bytes() && !step.prepared) {
     const Range mine = share(step.rows, rank, team.size());
-    const size_t bytes_stride = row_bytes(kernels, step.linear.inputs);
+    const size_t bytes_stride = step.linear.bytes();
     for (size_t row = mine.first; row < mine.last; ++row)
       step.linear.prepare(step.x + row * step.stride, bytes + row * bytes_stride, scale + row);
     team.wait();
@@ -225,7 +224,7 @@ void Encoder::run_layer(const Part& part, size_t index, Work& work, Team& team,
   const size_t tokens = part.tokens(), asking = picked ? part.picked() : tokens;
   const size_t stride = work.stride, wide_stride = work.wide_stride;
   const auto go = [&](const Step& step) {
-    take(kernels, step, work.bytes.get(), work.scale.get(), team, rank);
+    take(step, work.bytes.get(), work.scale.get(), team, rank);
   };
 
   const float* x = work.x.get();
@@ -389,7 +388,7 @@ void Encoder::product(const Linear& by, const float* x, size_t rows, Activation 
   // Some rows at a time: a vocabulary is wide.
   const size_t most = std::min<size_t>(rows, 64);
   Block<float> from = allocate<float>(most * stride), to = allocate<float>(most * out_stride);
-  Block<uint8_t> bytes = allocate<uint8_t>(most * row_bytes(kernels, by.inputs));
+  Block<uint8_t> bytes = allocate<uint8_t>(most * by.bytes());
   Block<float> scale = allocate<float>(most);
   std::fill(from.get(), from.get() + most * stride, 0.0f);
   Team team(threads);
@@ -402,8 +401,7 @@ void Encoder::product(const Linear& by, const float* x, size_t rows, Activation 
         std::copy(x + (first + row) * by.inputs, x + (first + row + 1) * by.inputs,
                   from.get() + row * stride);
       team.wait();
-      take(kernels,
-           {by, from.get(), stride, count, activation, nullptr, 0, to.get(), out_stride, false},
+      take({by, from.get(), stride, count, activation, nullptr, 0, to.get(), out_stride, false},
            bytes.get(), scale.get(), team, rank);
       for (size_t row = mine.first; row < mine.last; ++row)
         keep(first + row, to.get() + row * out_stride);

@@ -111,7 +111,7 @@ void Linear::multiply(const Rows& x, size_t rows, size_t first, size_t last, Act
     int32_t numbers[kMostRows * kPanel];
     float floats[kMostRows * kPanel];
   } sums;
-  const size_t wide = padded(inputs), stride_in = row_bytes(*kernels_, inputs);
+  const size_t wide = padded(inputs), stride_in = bytes();
   const size_t most = kind_ == Kind::int8 ? kernels_->rows : kernels_->float_rows;
   for (size_t panel = first; panel < last; ++panel) {
     const size_t column = panel * kPanel;

@@ -32,10 +32,10 @@ struct Rows {
   const float* scale = nullptr;
 };
 
-// Bytes of a prepared row of so many inputs.
-inline size_t row_bytes(const Kernels& kernels, size_t inputs) {
+// Bytes of a prepared row of so many inputs, one each, or three for float32.
+inline size_t row_bytes(size_t inputs, bool sliced) {
   // An odd number of cache lines, or else all rows would want the same few places of the cache.
-  const size_t lines = padded(inputs) / 64 * (kernels.slice ? 3 : 1);
+  const size_t lines = padded(inputs) / 64 * (sliced ? 3 : 1);
   return 64 * (lines + 1 + lines % 2);
 }
 
@@ -50,8 +50,9 @@ class Linear {
                          const float* bias);
 
   size_t panels() const { return padded(outputs) / kPanel; }
-  // Whether it multiplies bytes, row_bytes() a row, which `prepare` makes.
+  // Whether it multiplies bytes, which `prepare` makes, and how many a row.
   bool takes_bytes() const { return kind_ != Kind::floats; }
+  size_t bytes() const { return row_bytes(inputs, kind_ == Kind::sliced); }
   // Whether rows that were prepared for one are right for the other.
   bool same_inputs(const Linear& other) const;
   void prepare(const float* x, uint8_t* bytes, float* scale) const;
