@@ -8,7 +8,6 @@
 #endif
 
 #define ENROBE_INLINE static inline __attribute__((always_inline))
-#define ENROBE_MEMBER static inline __attribute__((always_inline))
 
 namespace {
 
@@ -74,27 +73,27 @@ constexpr int kLanes = sizeof(N) / sizeof(float);
 template <typename T>
 struct Of {
   template <typename X>
-  ENROBE_MEMBER T filled(X x) {
+  ENROBE_INLINE T filled(X x) {
     return x - T{};  // the scalar goes into every lane
   }
-  ENROBE_MEMBER T load(const void* p) {
+  ENROBE_INLINE T load(const void* p) {
     T x;
     __builtin_memcpy(&x, p, sizeof x);
     return x;
   }
-  ENROBE_MEMBER void store(void* p, T x) { __builtin_memcpy(p, &x, sizeof x); }
+  ENROBE_INLINE void store(void* p, T x) { __builtin_memcpy(p, &x, sizeof x); }
 };
 template <typename H>
 struct Of<Pair<H>> {
   template <typename X>
-  ENROBE_MEMBER Pair<H> filled(X x) {
+  ENROBE_INLINE Pair<H> filled(X x) {
     return {Of<H>::filled(x), Of<H>::filled(x)};
   }
-  ENROBE_MEMBER Pair<H> load(const void* p) {
+  ENROBE_INLINE Pair<H> load(const void* p) {
     const char* bytes = static_cast<const char*>(p);
     return {Of<H>::load(bytes), Of<H>::load(bytes + sizeof(H))};
   }
-  ENROBE_MEMBER void store(void* p, Pair<H> x) {
+  ENROBE_INLINE void store(void* p, Pair<H> x) {
     char* bytes = static_cast<char*>(p);
     Of<H>::store(bytes, x.low);
     Of<H>::store(bytes + sizeof(H), x.high);
@@ -104,21 +103,17 @@ ENROBE_INLINE V load(const float* p) { return Of<V>::load(p); }
 ENROBE_INLINE void store(float* p, V v) { Of<V>::store(p, v); }
 ENROBE_INLINE V splat(float x) { return Of<V>::filled(x); }
 ENROBE_INLINE I splat(int32_t x) { return Of<I>::filled(x); }
-// The same bits as another type.
-ENROBE_INLINE F4 as_floats(I4 x) { return (F4)x; }
-ENROBE_INLINE F8 as_floats(I8 x) { return (F8)x; }
-ENROBE_INLINE F16 as_floats(I16 x) { return (F16)x; }
-ENROBE_INLINE I4 as_bits(F4 x) { return (I4)x; }
-ENROBE_INLINE I8 as_bits(F8 x) { return (I8)x; }
-ENROBE_INLINE I16 as_bits(F16 x) { return (I16)x; }
-template <typename H>
-ENROBE_INLINE auto as_floats(Pair<H> x) {
-  return Pair<decltype(as_floats(x.low))>{as_floats(x.low), as_floats(x.high)};
-}
-template <typename H>
-ENROBE_INLINE auto as_bits(Pair<H> x) {
-  return Pair<decltype(as_bits(x.low))>{as_bits(x.low), as_bits(x.high)};
-}
+// The same bits as another type of as many lanes.
+template <typename To, typename From>
+struct Bits {
+  ENROBE_INLINE To of(From x) { return (To)x; }
+};
+template <typename To, typename From>
+struct Bits<Pair<To>, Pair<From>> {
+  ENROBE_INLINE Pair<To> of(Pair<From> x) {
+    return {Bits<To, From>::of(x.low), Bits<To, From>::of(x.high)};
+  }
+};
 
 // a where the mask is, else b.
 template <typename M, typename T>
@@ -146,22 +141,22 @@ template <typename T>
 struct Bytes {
   static constexpr int lanes = sizeof(T) / 4;
   typedef int8_t Narrow __attribute__((vector_size(lanes)));
-  ENROBE_MEMBER T read(const int8_t* p) {
+  ENROBE_INLINE T read(const int8_t* p) {
     Narrow bytes;
     __builtin_memcpy(&bytes, p, sizeof bytes);
     return __builtin_convertvector(bytes, T);
   }
-  ENROBE_MEMBER void write(T numbers, void* p) {
+  ENROBE_INLINE void write(T numbers, void* p) {
     const Narrow bytes = __builtin_convertvector(numbers, Narrow);
     __builtin_memcpy(p, &bytes, sizeof bytes);
   }
 };
 template <typename H>
 struct Bytes<Pair<H>> {
-  ENROBE_MEMBER Pair<H> read(const int8_t* p) {
+  ENROBE_INLINE Pair<H> read(const int8_t* p) {
     return {Bytes<H>::read(p), Bytes<H>::read(p + sizeof(H) / 4)};
   }
-  ENROBE_MEMBER void write(Pair<H> numbers, void* p) {
+  ENROBE_INLINE void write(Pair<H> numbers, void* p) {
     Bytes<H>::write(numbers.low, p);
     Bytes<H>::write(numbers.high, static_cast<char*>(p) + sizeof(H) / 4);
   }
@@ -209,7 +204,7 @@ ENROBE_INLINE float largest(V v) {
 constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it leaves no room for a fraction
 constexpr int32_t kRounderBits = 0x4B400000;
 ENROBE_INLINE I nearest(V v) {
-  return as_bits(v + splat(kRounder)) - splat(kRounderBits);
+  return Bits<I, V>::of(v + splat(kRounder)) - splat(kRounderBits);
 }
 
 // e^x for x <= 0, to a unit in the last place or two: 2^n times a polynomial on +-log(2)/2.
@@ -229,7 +224,7 @@ ENROBE_INLINE V exponential(V x) {
   p = fma(p, r, splat(0.5f));
   p = fma(p, r, splat(1.0f));
   p = fma(p, r, splat(1.0f));
-  return p * as_floats((n + splat(127)) << 23);
+  return p * Bits<V, I>::of((n + splat(127)) << 23);
 }
 
 // x * 0.5 * (1 + erf(x / sqrt(2))); erf as a ratio of two polynomials with Eigen's coefficients.
