@@ -10,7 +10,6 @@ from cyclopts import App, CycloptsError, Parameter
 
 import enrobe
 from enrobe import console, console_data, console_scores, console_small, progress
-from enrobe.atomic import check_new
 from enrobe.compress.api import ExportFormat, Quantized
 from enrobe.data.labels import Kind
 from enrobe.errors import CallError, EnrobeError, RefusedError
@@ -481,10 +480,10 @@ def evaluate(
     )
     if by_language:
         from enrobe.evaluate.languages import evaluate_languages
-        from enrobe.evaluate.languages_folder import write_languages
+        from enrobe.evaluate.languages_folder import check_output, write_languages
 
         if output is not None:
-            check_new(output)
+            check_output(output)
         with progress.shown() as show:
             found = evaluate_languages(
                 enrobe.load(model, device=device),

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from enrobe.errors import CallError
+from enrobe.cli import evaluate
+from enrobe.errors import CallError, MissingExtraError
 from enrobe.evaluate.files import HeadReport, evaluate_file, evaluate_head
 from enrobe.evaluate.languages import evaluate_languages, language_names
 from enrobe.evaluate.languages_folder import as_markdown, ranked
@@ -154,6 +155,18 @@ def test_mistakes_are_named(classify: Path, files: list[Path]) -> None:
         answer = run("evaluate", str(classify), *map(str, few), *options)
         assert answer.returncode == 2 and answer.stderr.count(b"\n") == 1
         assert b"fix: --by-language" in answer.stderr
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
+    with pytest.raises(MissingExtraError, match=r"matplotlib.*enrobe\[train\]"):
+        evaluate("no model", Path("no file"), by_language=True, output=output)
+    output.write_text("")
+    with pytest.raises(CallError, match=str(output)):
+        evaluate("no model", Path("no file"), by_language=True, output=output)
 
 
 def test_the_command_writes_table_picture_and_json(

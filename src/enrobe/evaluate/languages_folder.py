@@ -23,13 +23,22 @@ def write_languages(report: LanguagesReport, output: str | os.PathLike[str], *, 
         CallError: the folder exists or cannot be written.
         MissingExtraError: without matplotlib.
     """
-    folder = Path(output)
-    check_new(folder)
-    with new_folder(folder) as work:
+    check_output(output)
+    with new_folder(Path(output)) as work:
         values = json.dumps({"model": name, **report.to_dict()}, indent=2, allow_nan=False)
         (work / "languages.json").write_text(values + "\n", "utf-8")
         (work / "languages.md").write_text(as_markdown(report, name), "utf-8")
         draw_languages(report, name, work / "languages.png")
+
+
+def check_output(output: str | os.PathLike[str]) -> None:
+    """Refuse before anything is measured what `write_languages` would refuse after it.
+
+    Raises:
+        CallError, MissingExtraError: as `write_languages`.
+    """
+    check_new(Path(output))
+    _figure(1)
 
 
 def table(report: LanguagesReport) -> tuple[list[str], list[list[str]]]:
@@ -98,7 +107,7 @@ def draw_languages(report: LanguagesReport, name: str, picture: Path) -> None:
         MissingExtraError: without matplotlib.
     """
     names = ranked(report)
-    made = figure(max(7, 2 + 0.22 * len(names)), 4, "a picture of the languages")
+    made = _figure(len(names))
     axes: Any = made.add_subplot()
     scores = [report.usual(language) for language in names]
     values = [score.value for score in scores]
@@ -133,3 +142,7 @@ def draw_languages(report: LanguagesReport, name: str, picture: Path) -> None:
 def _majority(report: LanguagesReport, language: str) -> float | None:
     found = report.languages[language]
     return found.majority if isinstance(found, HeadReport) else None
+
+
+def _figure(languages: int) -> Any:
+    return figure(max(7, 2 + 0.22 * languages), 4, "a picture of the languages")
