@@ -83,8 +83,10 @@ def run(name: str, share: float, seed: int) -> dict[str, Any]:
     lines = map(json.loads, (folder / "run/log.jsonl").read_text().splitlines())
     after = [line["evaluation"][name]["accuracy"] for line in lines if "evaluation" in line]
     shutil.rmtree(folder)
-    assert len(after) == EPOCHS[-1]
-    return {"rows": len(rows), "tested": len(test), "accuracy": [after[n - 1] for n in EPOCHS]}
+    # An epoch of a few rows is no whole number of steps: one more after the last of them.
+    assert len(after) - EPOCHS[-1] in (0, 1)
+    accuracy = [*(after[n - 1] for n in EPOCHS[:-1]), after[-1]]
+    return {"rows": len(rows), "tested": len(test), "accuracy": accuracy}
 
 
 def report() -> None:

@@ -1,8 +1,28 @@
-"""Enrobe's own engine for CPUs; `enrobe.engines.native` is its user.
+"""Enrobe's own kernels for CPUs: `enrobe.engines.native` runs models by them, `enrobe.nn` and
+`enrobe.train` train.
 
-`kernels()` names what this processor can run, the quickest first.
+`kernels()` names what this processor can run, the quickest first; `has_products()` says whether
+`Product` is for it.
 """
 
-from enrobe_native._native import Encoder, kernels
+from enrobe_native._native import (
+    Encoder,
+    Product,
+    adamw,
+    attend,
+    attend_back,
+    has_products,
+    kernels,
+    sum_of_squares,
+)
 
-__all__ = ["Encoder", "kernels"]
+__all__ = [
+    "Encoder",
+    "Product",
+    "adamw",
+    "attend",
+    "attend_back",
+    "has_products",
+    "kernels",
+    "sum_of_squares",
+]

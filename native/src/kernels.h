@@ -31,6 +31,32 @@ struct Finish {
   Activation activation;
 };
 
+// Which elements stay, and what they are multiplied by: those whose 32 random bits are not below
+// `limit` as a signed number. INT32_MIN: all of them.
+struct Dropping {
+  int32_t limit;
+  float factor;
+};
+
+// One head of one text in training; all but log_sums are rows of d numbers, a stride apart.
+struct Heads {
+  size_t queries, keys, d;
+  const float *q, *k, *v;
+  size_t q_stride, k_stride, v_stride;
+  float* out;
+  size_t out_stride;
+  float* log_sums;  // of each query's scores, after exp
+  const float* out_grad = nullptr;
+  float *q_grad = nullptr, *k_grad = nullptr, *v_grad = nullptr;
+  size_t q_grad_stride = 0, k_grad_stride = 0, v_grad_stride = 0;
+};
+
+// A step: keep = 1 - rate * decay; rate and root with the bias corrections in them.
+struct AdamW {
+  float rate, keep, beta1, beta2, root, eps;
+  float grad_scale;
+};
+
 struct Kernels {
   const char* name;
   size_t rows, float_rows;  // of a block
@@ -62,15 +88,33 @@ struct Kernels {
                  size_t stride, size_t keys, size_t d, float* out, size_t out_stride,
                  float* scratch);
 
+  // Training. Scratch: attend_train_scratch(). `key` is of the head, for the random bits.
+  void (*attend_train)(const Heads& of, const Dropping& how, uint32_t key, float* scratch);
+  void (*attend_train_back)(const Heads& of, const Dropping& how, uint32_t key, float* scratch);
+  void (*adamw)(const AdamW& how, size_t n, const float* grad, float* x, float* mean, float* square);
+  float (*sum_of_squares)(const float* x, size_t n);
+
   // Products in float32 as whole numbers, where that is quicker. A row becomes three signed bytes a
-  // number, [3][K], and a scale: x = (first + second / 256 + third / 65536) * scale. A panel is made
-  // of such rows: [4][K/64][3][16][16][4].
-  void (*slice)(const float* x, size_t k, int8_t* slices, float* scale) = nullptr;
+  // number, [3][K], and a scale: x * by = (first + second / 256 + third / 65536) * scale; `by` may be
+  // null. A panel is made of such rows: [4][K/64][3][16][16][4].
+  void (*slice)(const float* x, const float* by, size_t k, int8_t* slices, float* scale) = nullptr;
   void (*dot_sliced)(const int8_t* a, size_t stride, size_t rows, const int8_t* panel, size_t k,
                      const float* row_scale, const float* scale, float* sums) = nullptr;
+  // The same without the products that are worth least, for training: as near as a float32 product is.
+  void (*dot_sliced_short)(const int8_t* a, size_t stride, size_t rows, const int8_t* panel, size_t k,
+                           const float* row_scale, const float* scale, float* sums) = nullptr;
+  // One slice of 64 inputs of a panel's 16 outputs, [16][16][4], from [16][64] bytes and from [64][16].
+  void (*pack_columns)(const int8_t* rows, size_t stride, int8_t* tile) = nullptr;
+  void (*pack_rows)(const int8_t* rows, size_t stride, int8_t* tile) = nullptr;
+  // 16 x 16 floats
+  void (*transpose)(const float* x, size_t stride, float* out, size_t out_stride) = nullptr;
 };
 
 size_t attend_scratch(size_t keys, size_t d);
+inline size_t attend_train_scratch(size_t queries, size_t keys, size_t d) {
+  return (5 * (queries + 16) + 4 * (keys + 16) + 64) * (d + 16) + 2 * (queries + 16) +
+         4 * 48 * (queries + keys + 32);
+}
 
 // Null where this processor, or this build, has not got it.
 const Kernels* kernels_plain();

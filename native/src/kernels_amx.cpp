@@ -5,6 +5,7 @@
 // that reach float32's last digit (Ozaki et al. 2012; Ootomo, Ozaki and Yokota 2024).
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC 12 takes the undefined lanes of its own intrinsics for a mistake.
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 #include "avx512.inl"
@@ -125,10 +126,12 @@ void configure_sliced(size_t rows) {
 
 constexpr float kLargest = 8355000.0f;  // that three signed bytes can hold, and a little room
 
-void slice(const float* x, size_t k, int8_t* slices, float* scale) {
+template <bool by_own>
+ENROBE_INLINE void slice_by(const float* x, const float* by, size_t k, int8_t* slices, float* scale) {
+  const auto at = [&](size_t i) { return by_own ? load(x + i) * load(by + i) : load(x + i); };
   V most = splat(0.0f), wrong = splat(0.0f);
   for (size_t i = 0; i < k; i += 16) {
-    const V v = load(x + i);
+    const V v = at(i);
     most = maximum(maximum(v, -v), most);
     wrong = fma(v, splat(0.0f), wrong);  // NaN where something is not finite
   }
@@ -136,7 +139,7 @@ void slice(const float* x, size_t k, int8_t* slices, float* scale) {
   *scale = unit / kLargest * 65536.0f + sum(wrong);
   const __m512 factor = _mm512_set1_ps(kLargest / unit);
   for (size_t i = 0; i < k; i += 16) {
-    __m512i number = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), factor));
+    __m512i number = _mm512_cvtps_epi32(_mm512_mul_ps((__m512)at(i), factor));
     for (size_t part = 3; part-- > 0;) {
       const __m512i low = _mm512_srai_epi32(_mm512_slli_epi32(number, 24), 24);
       _mm_storeu_si128((__m128i*)(slices + part * k + i), _mm512_cvtepi32_epi8(low));
@@ -145,8 +148,17 @@ void slice(const float* x, size_t k, int8_t* slices, float* scale) {
   }
 }
 
-void dot_sliced(const int8_t* a, size_t stride, size_t rows, const int8_t* panel, size_t k,
-                const float* row_scale, const float* scale, float* sums) {
+void slice(const float* x, const float* by, size_t k, int8_t* slices, float* scale) {
+  if (by)
+    slice_by<true>(x, by, k, slices, scale);
+  else
+    slice_by<false>(x, by, k, slices, scale);
+}
+
+// Of the products of bytes all whose worth is at least `Least`: 3 for 1/256^3, 2 for 1/256^2.
+template <int Least>
+ENROBE_INLINE void dot_by(const int8_t* a, size_t stride, size_t rows, const int8_t* panel, size_t k,
+                          const float* row_scale, const float* scale, float* sums) {
   alignas(64) int32_t parts[4][16 * 16];
   const __m512 next = _mm512_set1_ps(1.0f / 256);
   for (size_t first = 0; first < rows; first += 16) {
@@ -170,27 +182,78 @@ void dot_sliced(const int8_t* a, size_t stride, size_t rows, const int8_t* panel
         _tile_loadd(7, b + 1024, 64);
         _tile_dpbssd(1, 4, 7);
         _tile_dpbssd(2, 5, 7);
-        _tile_dpbssd(3, 6, 7);
+        if (Least == 3) _tile_dpbssd(3, 6, 7);
         _tile_loadd(7, b + 2048, 64);
         _tile_dpbssd(2, 4, 7);
-        _tile_dpbssd(3, 5, 7);
+        if (Least == 3) _tile_dpbssd(3, 5, 7);
       }
       _tile_stored(0, parts[0], 64);
       _tile_stored(1, parts[1], 64);
       _tile_stored(2, parts[2], 64);
-      _tile_stored(3, parts[3], 64);
+      if (Least == 3) _tile_stored(3, parts[3], 64);
       const __m512 by = _mm512_loadu_ps(scale + column);
       for (size_t row = 0; row < count; ++row) {
         const auto part = [&](size_t n) {
           return _mm512_cvtepi32_ps(_mm512_load_si512(parts[n] + 16 * row));
         };
-        __m512 v = part(3);
-        for (size_t n = 3; n-- > 0;) v = _mm512_fmadd_ps(v, next, part(n));
+        __m512 v = part(Least);
+        for (size_t n = Least; n-- > 0;) v = _mm512_fmadd_ps(v, next, part(n));
         const __m512 factor = _mm512_mul_ps(by, _mm512_set1_ps(row_scale[first + row]));
         _mm512_storeu_ps(sums + (first + row) * kPanel + column, _mm512_mul_ps(v, factor));
       }
     }
   }
+}
+
+void dot_sliced(const int8_t* a, size_t stride, size_t rows, const int8_t* panel, size_t k,
+                const float* row_scale, const float* scale, float* sums) {
+  dot_by<3>(a, stride, rows, panel, k, row_scale, scale, sums);
+}
+void dot_sliced_short(const int8_t* a, size_t stride, size_t rows, const int8_t* panel, size_t k,
+                      const float* row_scale, const float* scale, float* sums) {
+  dot_by<2>(a, stride, rows, panel, k, row_scale, scale, sums);
+}
+
+// --- training -------------------------------------------------------------------------------------
+
+void pack_columns(const int8_t* rows, size_t stride, int8_t* tile) {
+  for (size_t row = 0; row < 16; row += 4)
+    for (size_t at = 0; at < 64; at += 16) {
+      const auto read = [&](size_t n) {
+        return _mm_loadu_si128((const __m128i*)(rows + (row + n) * stride + at));
+      };
+      const __m128i a = read(0), b = read(1), c = read(2), d = read(3);
+      const __m128i ab = _mm_unpacklo_epi32(a, b), cd = _mm_unpacklo_epi32(c, d);
+      const __m128i ab2 = _mm_unpackhi_epi32(a, b), cd2 = _mm_unpackhi_epi32(c, d);
+      __m128i* out = (__m128i*)(tile + at * 16 + row * 4);
+      _mm_storeu_si128(out, _mm_unpacklo_epi64(ab, cd));
+      _mm_storeu_si128(out + 4, _mm_unpackhi_epi64(ab, cd));
+      _mm_storeu_si128(out + 8, _mm_unpacklo_epi64(ab2, cd2));
+      _mm_storeu_si128(out + 12, _mm_unpackhi_epi64(ab2, cd2));
+    }
+}
+
+void pack_rows(const int8_t* rows, size_t stride, int8_t* tile) {
+  for (size_t row = 0; row < 64; row += 4) {
+    const auto read = [&](size_t n) {
+      return _mm_loadu_si128((const __m128i*)(rows + (row + n) * stride));
+    };
+    const __m128i a = read(0), b = read(1), c = read(2), d = read(3);
+    const __m128i ab = _mm_unpacklo_epi8(a, b), cd = _mm_unpacklo_epi8(c, d);
+    const __m128i ab2 = _mm_unpackhi_epi8(a, b), cd2 = _mm_unpackhi_epi8(c, d);
+    __m128i* out = (__m128i*)(tile + row * 16);
+    _mm_storeu_si128(out, _mm_unpacklo_epi16(ab, cd));
+    _mm_storeu_si128(out + 1, _mm_unpackhi_epi16(ab, cd));
+    _mm_storeu_si128(out + 2, _mm_unpacklo_epi16(ab2, cd2));
+    _mm_storeu_si128(out + 3, _mm_unpackhi_epi16(ab2, cd2));
+  }
+}
+
+void transpose(const float* x, size_t stride, float* out, size_t out_stride) {
+  V rows[16];
+  for (size_t i = 0; i < 16; ++i) rows[i] = load(x + i * stride);
+  turn(rows);
+  for (size_t i = 0; i < 16; ++i) store(out + i * out_stride, rows[i]);
 }
 
 bool has_amx() {
@@ -206,7 +269,10 @@ bool has_amx() {
 const enrobe::Kernels* enrobe::kernels_amx() {
   static const Kernels table = {"amx",    32,       96,       begin,  end,  dot,
                                 nullptr,  nullptr,  quantize, finish, norm, add_int8,
-                                attend,   slice,    dot_sliced};
+                                attend,
+                                attend_train, attend_train_back, adamw, sum_of_squares,
+                                slice,    dot_sliced, dot_sliced_short,
+                                pack_columns, pack_rows, transpose};
   static const bool has = has_amx();
   return has ? &table : nullptr;
 }

@@ -78,7 +78,7 @@ void Linear::pack_slices(const float* values) {
   for (size_t n = 0; n < tall; ++n) {
     if (n < outputs) {
       std::copy(values + n * inputs, values + (n + 1) * inputs, row.get());
-      kernels_->slice(row.get(), wide, slices.get(), scale_.get() + n);
+      kernels_->slice(row.get(), nullptr, wide, slices.get(), scale_.get() + n);
     } else if (n == outputs) {
       std::memset(slices.get(), 0, 3 * wide);
     }
@@ -101,7 +101,7 @@ void Linear::prepare(const float* x, uint8_t* bytes, float* scale) const {
   if (kind_ == Kind::int8)
     kernels_->quantize(x, smooth_.get(), padded(inputs), zero_, bytes, scale);
   else
-    kernels_->slice(x, padded(inputs), reinterpret_cast<int8_t*>(bytes), scale);
+    kernels_->slice(x, nullptr, padded(inputs), reinterpret_cast<int8_t*>(bytes), scale);
 }
 
 void Linear::multiply(const Rows& x, size_t rows, size_t first, size_t last, Activation activation,

@@ -3,12 +3,16 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <cmath>
 #include <stdexcept>
 
 #include "encoder.h"
+#include "product.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -228,6 +232,242 @@ struct Held {
   }
 };
 
+// A product that is being trained; what it writes into is the caller's.
+using Written = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+struct HeldProduct {
+  Product product;
+  Each each;
+
+  template <typename T>
+  static void check(const T& x, size_t rows, size_t columns, const char* what) {
+    if (x.shape(0) != rows || x.shape(1) != columns)
+      refuse(std::string(what) + " must be " + std::to_string(rows) + " x " +
+             std::to_string(columns));
+  }
+
+  static HeldProduct* make(Array<float, 2> x, const std::vector<Array<float, 2>>& matrices,
+                           Array<float, 1> bias, Written y, bool for_x, size_t threads) {
+    const Kernels& kernels = kernels_called(std::nullopt);
+    if (!kernels.pack_rows) refuse("this processor has no AMX");
+    if (!threads || threads > 1024) refuse("threads must be from 1 to 1024");
+    const size_t rows = x.shape(0), inputs = x.shape(1), outputs = bias.shape(0);
+    std::vector<std::pair<const float*, size_t>> found;
+    size_t all = 0;
+    for (const auto& matrix : matrices) {
+      check(matrix, matrix.shape(0), inputs, "a matrix");
+      found.emplace_back(matrix.data(), matrix.shape(0));
+      all += matrix.shape(0);
+    }
+    if (all != outputs) refuse("the bias is not as long as the matrices have rows");
+    check(y, rows, outputs, "y");
+    // 32 bits hold three sums of this many products of two signed bytes.
+    for (const size_t size : {rows, inputs, outputs})
+      if (!size || size > 32768) refuse("a product has from 1 to 32768 rows, inputs and outputs");
+    nb::gil_scoped_release released;
+    Each each = [threads](size_t count, const std::function<void(size_t)>& work) {
+      for_each(threads, count, work);
+    };
+    return new HeldProduct{
+        Product(kernels, x.data(), rows, inputs, found, bias.data(), y.data(), for_x, each), each};
+  }
+
+  void backward(Array<float, 2> y_grad, std::optional<Written> x_grad, std::optional<Written> grad,
+                std::optional<Written> bias_grad) const {
+    check(y_grad, product.rows, product.outputs, "y_grad");
+    if (x_grad) check(*x_grad, product.rows, product.inputs, "x_grad");
+    if (x_grad && !product.has_x()) refuse("x's gradient was not to be wanted");
+    if (!grad != !bias_grad) refuse("grad and bias_grad go together");
+    if (grad) {
+      check(*grad, product.outputs, product.inputs, "grad");
+      check(*bias_grad, 1, product.outputs, "bias_grad");
+    }
+    float* to_x = x_grad ? x_grad->data() : nullptr;
+    float* to = grad ? grad->data() : nullptr;
+    float* to_bias = grad ? bias_grad->data() : nullptr;
+    nb::gil_scoped_release released;
+    product.backward(y_grad.data(), to_x, to, to_bias, each);
+  }
+};
+
+// --- training, beside products --------------------------------------------------------------------
+
+// Rows of floats that may lie apart.
+using Strided = nb::ndarray<const float, nb::ndim<2>, nb::device::cpu>;
+using WrittenStrided = nb::ndarray<float, nb::ndim<2>, nb::device::cpu>;
+using Flat = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+template <typename T>
+void check_rows(const T& x, size_t rows, size_t columns, const char* what) {
+  HeldProduct::check(x, rows, columns, what);
+  if (columns > 1 && x.stride(1) != 1) refuse(std::string(what) + ": rows must not have gaps");
+}
+
+// Attention of a batch of texts, each to itself: who asks, who is asked, and what is dropped.
+struct Texts {
+  const int32_t *queries, *keys;
+  size_t count, heads, d;
+  size_t all_queries;
+  Dropping how;
+  uint64_t seed;
+
+  Texts(const Strided& q, const Strided& k, const Array<int32_t, 1>& queries,
+        const Array<int32_t, 1>& keys, size_t heads, double share, uint64_t seed)
+      : queries(queries.data()), keys(keys.data()), count(queries.shape(0) - 1), heads(heads),
+        d(heads ? q.shape(1) / heads : 0), all_queries(q.shape(0)), seed(seed) {
+    if (!heads || !d || d * heads != q.shape(1)) refuse("queries must be a multiple of heads wide");
+    check_ascending(queries, q.shape(0), "query_offsets");
+    check_ascending(keys, k.shape(0), "key_offsets");
+    if (keys.shape(0) != queries.shape(0)) refuse("queries and keys are of other numbers of texts");
+    for (size_t i = 0; i < count; ++i)
+      if (keys(i) == keys(i + 1)) refuse("a text has no keys");
+    if (!(share >= 0 && share < 1)) refuse("share must be from 0 up to 1");
+    const double dropped = std::floor(share * 4294967296.0);
+    how.limit = static_cast<int32_t>(dropped - 2147483648.0);
+    how.factor = static_cast<float>(1 / (1 - dropped / 4294967296.0));
+  }
+
+  static void check_ascending(const Array<int32_t, 1>& offsets, size_t last, const char* what) {
+    if (offsets.shape(0) < 2 || offsets(0) || offsets(offsets.shape(0) - 1) != (int64_t)last)
+      refuse(std::string(what) + " must go from 0 to the number of rows");
+    for (size_t i = 1; i < offsets.shape(0); ++i)
+      if (offsets(i) < offsets(i - 1)) refuse(std::string(what) + " must ascend");
+  }
+
+  // one(text, head, what is theirs, the random bits' key, scratch) of all in which somebody asks
+  template <typename One>
+  void run(size_t threads, One one) const {
+    for_each(threads, count * heads, [&](size_t part) {
+      const size_t text = part / heads, head = part % heads;
+      Heads of{};
+      of.queries = queries[text + 1] - queries[text];
+      of.keys = keys[text + 1] - keys[text];
+      of.d = d;
+      // A hash of 64 bits (splitmix64, Steele, Lea and Flood 2014).
+      uint64_t bits = seed + (part + 1) * 0x9E3779B97F4A7C15u;
+      bits = (bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9u;
+      bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EBu;
+      bits ^= bits >> 31;
+      const Block<float> scratch = allocate<float>(attend_train_scratch(of.queries, of.keys, d));
+      one(of, queries[text], keys[text], head, static_cast<uint32_t>(bits), scratch.get());
+    });
+  }
+};
+
+void attend(Strided q, Strided k, Strided v, Array<int32_t, 1> query_offsets,
+            Array<int32_t, 1> key_offsets, size_t heads, double share, uint64_t seed, Written out,
+            Written log_sums, size_t threads) {
+  const Kernels& kernels = kernels_called(std::nullopt);
+  check_rows(q, q.shape(0), q.shape(1), "q");
+  check_rows(k, k.shape(0), q.shape(1), "k");
+  check_rows(v, k.shape(0), q.shape(1), "v");
+  const Texts texts(q, k, query_offsets, key_offsets, heads, share, seed);
+  check_rows(out, q.shape(0), q.shape(1), "out");
+  check_rows(log_sums, heads, q.shape(0), "log_sums");
+  nb::gil_scoped_release released;
+  texts.run(threads, [&](Heads& of, size_t query, size_t key, size_t head, uint32_t bits, float* room) {
+    const size_t at = head * of.d;
+    of.q_stride = q.stride(0), of.k_stride = k.stride(0), of.v_stride = v.stride(0);
+    of.q = q.data() + query * of.q_stride + at;
+    of.k = k.data() + key * of.k_stride + at;
+    of.v = v.data() + key * of.v_stride + at;
+    of.out_stride = out.shape(1);
+    of.out = out.data() + query * of.out_stride + at;
+    of.log_sums = log_sums.data() + head * texts.all_queries + query;
+    if (of.queries) kernels.attend_train(of, texts.how, bits, room);
+  });
+}
+
+void attend_back(Strided q, Strided k, Strided v, Array<int32_t, 1> query_offsets,
+                 Array<int32_t, 1> key_offsets, size_t heads, double share, uint64_t seed,
+                 Written out, Written log_sums, Strided out_grad, WrittenStrided q_grad,
+                 WrittenStrided k_grad, WrittenStrided v_grad, size_t threads) {
+  const Kernels& kernels = kernels_called(std::nullopt);
+  const size_t wide = q.shape(1);
+  check_rows(q, q.shape(0), wide, "q");
+  check_rows(k, k.shape(0), wide, "k");
+  check_rows(v, k.shape(0), wide, "v");
+  const Texts texts(q, k, query_offsets, key_offsets, heads, share, seed);
+  check_rows(out, q.shape(0), wide, "out");
+  check_rows(log_sums, heads, q.shape(0), "log_sums");
+  check_rows(out_grad, q.shape(0), wide, "out_grad");
+  if (q.shape(0) > 1 && out_grad.stride(0) != (int64_t)wide) refuse("out_grad must be in one piece");
+  check_rows(q_grad, q.shape(0), wide, "q_grad");
+  check_rows(k_grad, k.shape(0), wide, "k_grad");
+  check_rows(v_grad, k.shape(0), wide, "v_grad");
+  nb::gil_scoped_release released;
+  texts.run(threads, [&](Heads& of, size_t query, size_t key, size_t head, uint32_t bits, float* room) {
+    const size_t at = head * of.d;
+    of.q_stride = q.stride(0), of.k_stride = k.stride(0), of.v_stride = v.stride(0);
+    of.q = q.data() + query * of.q_stride + at;
+    of.k = k.data() + key * of.k_stride + at;
+    of.v = v.data() + key * of.v_stride + at;
+    of.out_stride = wide;
+    of.out = out.data() + query * wide + at;
+    of.out_grad = out_grad.data() + query * wide + at;
+    of.log_sums = log_sums.data() + head * texts.all_queries + query;
+    of.q_grad_stride = q_grad.stride(0), of.k_grad_stride = k_grad.stride(0);
+    of.v_grad_stride = v_grad.stride(0);
+    of.q_grad = q_grad.data() + query * of.q_grad_stride + at;
+    of.k_grad = k_grad.data() + key * of.k_grad_stride + at;
+    of.v_grad = v_grad.data() + key * of.v_grad_stride + at;
+    // Where nobody asks, the gradients of keys and values are zeros.
+    kernels.attend_train_back(of, texts.how, bits, room);
+  });
+}
+
+// A tensor of an optimiser: its numbers, their gradient and what is remembered of it.
+struct Part {
+  float *x, *mean, *square;
+  const float* grad;
+  size_t n;
+  AdamW how;
+};
+constexpr size_t kChunk = 32768;
+
+using Four = std::tuple<Flat, Array<float, 1>, Flat, Flat>;
+
+// tensors: (x, gradient, mean, square); hows: (rate, keep, root) of each
+void adamw(const std::vector<Four>& tensors,
+                const std::vector<std::tuple<float, float, float>>& hows, float beta1, float beta2,
+                float eps, float grad_scale, size_t threads) {
+  const Kernels& kernels = kernels_called(std::nullopt);
+  if (hows.size() != tensors.size()) refuse("as many hows as tensors");
+  std::vector<Part> parts;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const auto& [x, grad, mean, square] = tensors[i];
+    const auto& [rate, keep, root] = hows[i];
+    const size_t n = x.shape(0);
+    if (grad.shape(0) != n || mean.shape(0) != n || square.shape(0) != n)
+      refuse("a tensor, its gradient and its moments must be of one size");
+    for (size_t at = 0; at < n; at += kChunk)
+      parts.push_back({x.data() + at, mean.data() + at, square.data() + at, grad.data() + at,
+                       std::min(kChunk, n - at), {rate, keep, beta1, beta2, root, eps, grad_scale}});
+  }
+  nb::gil_scoped_release released;
+  for_each(threads, parts.size(), [&](size_t i) {
+    const Part& of = parts[i];
+    kernels.adamw(of.how, of.n, of.grad, of.x, of.mean, of.square);
+  });
+}
+
+// Of all tensors together; parts are summed in one order, whatever the threads.
+double sum_of_squares(const std::vector<Array<float, 1>>& tensors, size_t threads) {
+  const Kernels& kernels = kernels_called(std::nullopt);
+  std::vector<std::pair<const float*, size_t>> parts;
+  for (const auto& x : tensors)
+    for (size_t at = 0; at < x.shape(0); at += kChunk)
+      parts.emplace_back(x.data() + at, std::min(kChunk, x.shape(0) - at));
+  std::vector<float> sums(parts.size());
+  nb::gil_scoped_release released;
+  for_each(threads, parts.size(), [&](size_t i) {
+    sums[i] = kernels.sum_of_squares(parts[i].first, parts[i].second);
+  });
+  double total = 0;
+  for (const float part : sums) total += part;
+  return total;
+}
+
 }  // namespace
 }  // namespace enrobe
 
@@ -238,6 +478,25 @@ NB_MODULE(_native, module) {
     for (const auto* table : enrobe::all_kernels()) names.emplace_back(table->name);
     return names;
   });
+  using enrobe::HeldProduct;
+  module.def("has_products", [] { return enrobe::all_kernels().front()->pack_rows != nullptr; });
+  nb::class_<HeldProduct>(module, "Product")
+      .def(nb::new_(&HeldProduct::make), "x"_a.noconvert(), "matrices"_a, "bias"_a.noconvert(),
+           "y"_a.noconvert(), "for_x"_a, "threads"_a)
+      .def("backward", &HeldProduct::backward, "y_grad"_a.noconvert(),
+           "x_grad"_a.noconvert().none(), "grad"_a.noconvert().none(),
+           "bias_grad"_a.noconvert().none());
+  module.def("attend", &enrobe::attend, "q"_a.noconvert(), "k"_a.noconvert(), "v"_a.noconvert(),
+             "query_offsets"_a.noconvert(), "key_offsets"_a.noconvert(), "heads"_a, "share"_a,
+             "seed"_a, "out"_a.noconvert(), "log_sums"_a.noconvert(), "threads"_a);
+  module.def("attend_back", &enrobe::attend_back, "q"_a.noconvert(), "k"_a.noconvert(),
+             "v"_a.noconvert(), "query_offsets"_a.noconvert(), "key_offsets"_a.noconvert(),
+             "heads"_a, "share"_a, "seed"_a, "out"_a.noconvert(), "log_sums"_a.noconvert(),
+             "out_grad"_a.noconvert(), "q_grad"_a.noconvert(), "k_grad"_a.noconvert(),
+             "v_grad"_a.noconvert(), "threads"_a);
+  module.def("adamw", &enrobe::adamw, "tensors"_a.noconvert(), "hows"_a, "beta1"_a, "beta2"_a,
+             "eps"_a, "grad_scale"_a, "threads"_a);
+  module.def("sum_of_squares", &enrobe::sum_of_squares, "tensors"_a.noconvert(), "threads"_a);
   nb::class_<Held>(module, "Encoder")
       .def(nb::init<size_t, size_t, size_t, size_t, float, size_t, std::optional<std::string>>(),
            "layers"_a, "hidden"_a, "feed_forward"_a, "heads"_a, "epsilon"_a, "threads"_a,

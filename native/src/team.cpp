@@ -1,6 +1,43 @@
 #include "team.h"
 
+#include <dlfcn.h>
+
+#include <algorithm>
+
 namespace enrobe {
+
+namespace {
+
+// What GCC makes of `#pragma omp parallel`; LLVM's and Intel's runtimes have it, too.
+using Parallel = void (*)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+
+Parallel openmp() {
+  for (const char* name : {"libgomp.so.1", "libiomp5.so", "libomp.so"})
+    if (void* library = dlopen(name, RTLD_LAZY | RTLD_NOLOAD))
+      if (void* found = dlsym(library, "GOMP_parallel")) return reinterpret_cast<Parallel>(found);
+  return nullptr;
+}
+
+}  // namespace
+
+void for_each(size_t threads, size_t count, const std::function<void(size_t)>& work) {
+  std::atomic<size_t> next{0};
+  std::function<void()> all = [&] {
+    for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) work(i);
+  };
+  threads = std::min(threads, count);
+  if (threads < 2) {
+    all();
+  } else if (const Parallel parallel = openmp()) {
+    parallel([](void* data) { (*static_cast<std::function<void()>*>(data))(); }, &all,
+             static_cast<unsigned>(threads), 0);
+  } else {
+    std::vector<std::thread> others;
+    for (size_t i = 1; i < threads; ++i) others.emplace_back(all);
+    all();
+    for (auto& other : others) other.join();
+  }
+}
 
 Pool::Pool(size_t size) : size_(size) {
   for (size_t rank = 1; rank < size; ++rank) threads_.emplace_back([this, rank] { loop(rank); });

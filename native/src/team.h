@@ -68,4 +68,9 @@ class Pool {
   bool stopping_ = false;
 };
 
+// work(0) to work(count - 1), in any order, in so many threads. Where torch has brought an OpenMP runtime
+// into the process those are its threads: they spin for a while after each of torch's steps, and would
+// be in the way of others. Work must not throw.
+void for_each(size_t threads, size_t count, const std::function<void(size_t)>& work);
+
 }  // namespace enrobe

@@ -17,6 +17,9 @@ typedef float F16 __attribute__((vector_size(64)));
 typedef int32_t I4 __attribute__((vector_size(16)));
 typedef int32_t I8 __attribute__((vector_size(32)));
 typedef int32_t I16 __attribute__((vector_size(64)));
+typedef uint32_t U4 __attribute__((vector_size(16)));
+typedef uint32_t U8 __attribute__((vector_size(32)));
+typedef uint32_t U16 __attribute__((vector_size(64)));
 
 // Two vectors as one of twice as many lanes. A vector type wider than the processor's would do, too, but
 // GCC keeps such ones in memory.
@@ -36,6 +39,7 @@ ENROBE_PAIRED(*)
 ENROBE_PAIRED(/)
 ENROBE_PAIRED(<)
 ENROBE_PAIRED(>)
+ENROBE_PAIRED(^)
 #undef ENROBE_PAIRED
 template <typename H>
 ENROBE_INLINE Pair<H> operator-(Pair<H> a) {
@@ -44,6 +48,10 @@ ENROBE_INLINE Pair<H> operator-(Pair<H> a) {
 template <typename H>
 ENROBE_INLINE Pair<H> operator<<(Pair<H> a, int by) {
   return {a.low << by, a.high << by};
+}
+template <typename H>
+ENROBE_INLINE Pair<H> operator>>(Pair<H> a, int by) {
+  return {a.low >> by, a.high >> by};
 }
 template <typename H>
 ENROBE_INLINE Pair<H>& operator+=(Pair<H>& a, Pair<H> b) {
@@ -58,14 +66,17 @@ ENROBE_INLINE Pair<H>& operator*=(Pair<H>& a, Pair<H> b) {
 #if defined(__AVX512F__)
 typedef F16 N, V;
 typedef I16 I;
+typedef U16 U;
 #elif defined(__AVX2__)
 typedef F8 N;
 typedef Pair<F8> V;
 typedef Pair<I8> I;
+typedef Pair<U8> U;
 #else
 typedef F4 N;
 typedef Pair<Pair<F4>> V;
 typedef Pair<Pair<I4>> I;
+typedef Pair<Pair<U4>> U;
 #endif
 constexpr int kLanes = sizeof(N) / sizeof(float);
 
@@ -103,6 +114,7 @@ ENROBE_INLINE V load(const float* p) { return Of<V>::load(p); }
 ENROBE_INLINE void store(float* p, V v) { Of<V>::store(p, v); }
 ENROBE_INLINE V splat(float x) { return Of<V>::filled(x); }
 ENROBE_INLINE I splat(int32_t x) { return Of<I>::filled(x); }
+ENROBE_INLINE U splat_u(uint32_t x) { return Of<U>::filled(x); }
 // The same bits as another type of as many lanes.
 template <typename To, typename From>
 struct Bits {
@@ -177,6 +189,21 @@ ENROBE_INLINE F16 fma(F16 a, F16 b, F16 c) {
 template <typename H>
 ENROBE_INLINE Pair<H> fma(Pair<H> a, Pair<H> b, Pair<H> c) {
   return {fma(a.low, b.low, c.low), fma(a.high, b.high, c.high)};
+}
+
+ENROBE_INLINE F4 square_root(F4 x) {
+  for (int i = 0; i < 4; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+}
+#if defined(__AVX2__)
+ENROBE_INLINE F8 square_root(F8 x) { return (F8)_mm256_sqrt_ps((__m256)x); }
+#endif
+#if defined(__AVX512F__)
+ENROBE_INLINE F16 square_root(F16 x) { return (F16)_mm512_sqrt_ps((__m512)x); }
+#endif
+template <typename H>
+ENROBE_INLINE Pair<H> square_root(Pair<H> x) {
+  return {square_root(x.low), square_root(x.high)};
 }
 
 // The lanes below `count`.

@@ -14,6 +14,8 @@ from enrobe.nn import attention
 from enrobe.nn.attention import Ids, Plan, attend, plan
 from enrobe.text.ragged import row_offsets
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 CPU = torch.device("cpu")
 HEADS, SIZE = 3, 8
 

@@ -27,6 +27,8 @@ from tests.support import (
     scaled_error,
 )
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 LENGTHS = (3, 512, 1, 17, 3, 40, 511)
 SIZES = EncoderConfig(
     family="roberta",

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 from enrobe.nn.dropout import has_own_masks, keep_mask
+from enrobe.nn.kernels import kernels_for
 
 Ids = npt.NDArray[np.int64]
 # Tokens by which rows of one block may differ in length, or by an eighth.
@@ -164,6 +165,9 @@ def attend(
 
     Shapes: query (P, H), key and value (T, H) -> (P, H).
     """
+    if kernels_for(query_PH) and not spans.kernel:
+        own_PH: Tensor = _Own.apply(query_PH, key_TH, value_TH, spans, heads, dropout)  # type: ignore[no-untyped-call]
+        return own_PH
     query_PND, key_TND, value_TND = (
         x.view(len(x), heads, -1) for x in (query_PH, key_TH, value_TH)
     )
@@ -283,6 +287,64 @@ def _block(lengths: Ids, start: int) -> tuple[Tensor, Tensor, Tensor]:
     positions = np.where(inside, firsts[:, None] + places, start)
     back = np.flatnonzero(inside)
     return torch.from_numpy(positions.ravel()), torch.from_numpy(back), torch.from_numpy(inside)
+
+
+class _Own(Function):
+    """The same by enrobe-native, a head of a row at a time; dropout's masks are drawn again.
+
+    Shapes: as `attend`.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_PH: Tensor,
+        key_TH: Tensor,
+        value_TH: Tensor,
+        spans: Spans,
+        heads: int,
+        dropout: float,
+    ) -> Tensor:
+        seed = int(torch.empty((), dtype=torch.int64).random_()) if dropout else 0
+        how = (
+            spans.query_offsets.numpy(),
+            spans.key_offsets.numpy(),
+            heads,
+            dropout,
+            seed,
+        )
+        kernels = kernels_for(query_PH)
+        assert kernels is not None
+        mixed_PH = query_PH.new_empty(query_PH.shape)
+        log_sums_NP = query_PH.new_empty(heads, len(query_PH))
+        kernels.attend(
+            *(x.numpy() for x in (query_PH, key_TH, value_TH)),
+            *how,
+            mixed_PH.numpy(),
+            log_sums_NP.numpy(),
+            torch.get_num_threads(),
+        )
+        ctx.save_for_backward(query_PH, key_TH, value_TH, mixed_PH, log_sums_NP)
+        ctx.how = how
+        return mixed_PH
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_PH: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, mixed_PH, log_sums_NP = ctx.saved_tensors
+        kernels = kernels_for(mixed_PH)
+        assert kernels is not None
+        grads = [x.new_empty(x.shape) for x in inputs]
+        kernels.attend_back(
+            *(x.numpy() for x in inputs),
+            *ctx.how,
+            mixed_PH.numpy(),
+            log_sums_NP.numpy(),
+            grad_PH.contiguous().numpy(),
+            *(x.numpy() for x in grads),
+            torch.get_num_threads(),
+        )
+        return (*grads, None, None, None)
 
 
 class _Dropping(Function):

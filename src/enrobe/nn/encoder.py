@@ -29,6 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from enrobe.config import EncoderConfig
 from enrobe.nn.attention import Ids, Spans, attend, plan
 from enrobe.nn.dropout import Dropout
+from enrobe.nn.products import project
 
 # How every parameter starts, by name; the first match holds. `normal` has a mean of 0 and a
 # standard deviation of initializer_range (BERT, RoBERTa). The word embedding of pad_id is 0.
@@ -111,18 +112,24 @@ class Layer(nn.Module):
 
     def forward(self, hidden_TH: Tensor, spans: Spans) -> Tensor:
         """Shapes: hidden (T, H) -> (P, H), where P is T unless the spans pick positions."""
-        asking_PH = hidden_TH if spans.picks is None else hidden_TH.index_select(0, spans.picks)
+        if spans.picks is None:
+            asking_PH = hidden_TH
+            query_PH, key_TH, value_TH = project(hidden_TH, self.query, self.key, self.value)
+        else:
+            asking_PH = hidden_TH.index_select(0, spans.picks)
+            (query_PH,) = project(asking_PH, self.query)
+            key_TH, value_TH = project(hidden_TH, self.key, self.value)
         mixed_PH = attend(
-            self.query(asking_PH),
-            self.key(hidden_TH),
-            self.value(hidden_TH),
+            query_PH,
+            key_TH,
+            value_TH,
             spans,
             heads=self.num_heads,
             dropout=self.attention_dropout if self.training else 0.0,
         )
-        mixed_PH = self.attention_norm(asking_PH + self.dropout(self.output(mixed_PH)))
-        wide_PW = F.gelu(self.up(mixed_PH))
-        out_PH: Tensor = self.norm(mixed_PH + self.dropout(self.down(wide_PW)))
+        mixed_PH = self.attention_norm(asking_PH + self.dropout(project(mixed_PH, self.output)[0]))
+        wide_PW = F.gelu(project(mixed_PH, self.up)[0])
+        out_PH: Tensor = self.norm(mixed_PH + self.dropout(project(wide_PW, self.down)[0]))
         return out_PH
 
 

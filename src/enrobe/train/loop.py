@@ -285,11 +285,8 @@ class _Loop:
                 measured[name] = (
                     measured[name] + part.detach() if name in measured else part.detach()
                 )
-        parameters = self.optimizer.parameters
-        group.sum_gradients(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(
-            parameters, math.inf if self.config.clip is None else self.config.clip
-        )
+        group.sum_gradients(self.optimizer.parameters)
+        norm = self.optimizer.clip(self.config.clip)
         *here, size = torch.stack([*measured.values(), norm.to(torch.float32)]).tolist()
         *summed, stops = group.sum([*here, signalled()])
         values = dict(zip(measured, summed, strict=True))

@@ -10,13 +10,14 @@ WSD      warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395)
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from enrobe.errors import CallError, ModelError, nearest, show
+from enrobe.nn.kernels import kernels_for
 
 OptimizerName = Literal["adamw", "muon"]
 ScheduleName = Literal["linear", "wsd", "constant"]
@@ -109,6 +110,57 @@ def parameter_groups(
     ]
 
 
+class _OwnAdamW(torch.optim.AdamW):
+    """torch's AdamW by enrobe-native's kernel, which scales gradients on the way."""
+
+    grad_factor = 1.0
+
+    @torch.no_grad()
+    def move(self) -> None:
+        """`step`, by gradients times `grad_factor`."""
+        tensors, hows = [], []
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = torch.zeros(())
+                    state["exp_avg"] = torch.zeros_like(parameter)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter)
+                state["step"] += 1
+                steps = state["step"].item()
+                rate = group["lr"] / (1 - beta1**steps)
+                keep = 1 - group["lr"] * group["weight_decay"]
+                hows.append((rate, keep, (1 - beta2**steps) ** -0.5))
+                tensors.append(
+                    (
+                        _flat(parameter),
+                        _flat(parameter.grad),
+                        _flat(state["exp_avg"]),
+                        _flat(state["exp_avg_sq"]),
+                    )
+                )
+        if tensors:
+            kernels = kernels_for(parameter)
+            assert kernels is not None
+            kernels.adamw(
+                tensors,
+                hows,
+                beta1=beta1,
+                beta2=beta2,
+                eps=self.defaults["eps"],
+                grad_scale=self.grad_factor,
+                threads=torch.get_num_threads(),
+            )
+        self.grad_factor = 1.0
+
+
+def _flat(x: Tensor) -> Any:
+    return x.detach().contiguous().view(-1).numpy()
+
+
 class Optimizer:
     """One or two of torch's optimisers behind one learning rate, with a state of named tensors."""
 
@@ -131,8 +183,9 @@ class Optimizer:
             if config.optimizer == "muon" and name.startswith("layers.") and parameter.ndim == 2
         }
         rest = ((n, p) for n, p in named.items() if n not in matrices)
+        own = not matrices and all(kernels_for(parameter) for parameter in self.parameters)
         self._parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(
+            (_OwnAdamW if own else torch.optim.AdamW)(
                 parameter_groups(rest, config.weight_decay, lr_scales),
                 lr=config.lr,
                 betas=config.betas,
@@ -150,12 +203,31 @@ class Optimizer:
                 )
             )
 
+    def clip(self, most: float | None) -> Tensor:
+        """The norm of the whole gradient, which is scaled to have `most` at most."""
+        part = self._parts[0]
+        if not isinstance(part, _OwnAdamW):
+            return torch.nn.utils.clip_grad_norm_(
+                self.parameters, math.inf if most is None else most
+            )
+        kernels = kernels_for(self.parameters[0])
+        assert kernels is not None
+        grads = [_flat(x.grad) for x in self.parameters if x.grad is not None]
+        norm = math.sqrt(kernels.sum_of_squares(grads, torch.get_num_threads()))
+        if most is not None:
+            # As torch has it. `step` does the scaling, and need not go through all of it for that.
+            part.grad_factor = min(1.0, most / (norm + 1e-6))
+        return torch.tensor(norm)
+
     def step(self, lr: float) -> None:
         """Move the weights and forget the gradient."""
         for part in self._parts:
             for group in part.param_groups:
                 group["lr"] = lr * group["lr_scale"]
-            part.step()
+            if isinstance(part, _OwnAdamW):
+                part.move()
+            else:
+                part.step()
             part.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, np.ndarray]:

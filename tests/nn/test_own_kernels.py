@@ -1,0 +1,208 @@
+"""enrobe-native's kernels for training: against float64, and themselves in other threads."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from enrobe.nn import attention
+from enrobe.nn.attention import attend, plan
+from enrobe.nn.kernels import kernels_for
+from enrobe.nn.products import project
+from enrobe.text.ragged import row_offsets
+
+native: Any = pytest.importorskip("enrobe_native", reason="enrobe-native is not installed")
+needs_products = pytest.mark.skipif(not native.has_products(), reason="needs AMX")
+needs_kernels = pytest.mark.skipif(
+    kernels_for(torch.zeros(1)) is None, reason="needs a processor with more than plain kernels"
+)
+
+
+def error(found: Tensor, wanted: Tensor) -> float:
+    """Of all numbers together, as a share of their size."""
+    return float((found - wanted).detach().norm() / wanted.detach().norm())
+
+
+@needs_products
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"),
+    [(1, 5, 3), (17, 56, 100), (97, 384, 65), (430, 384, 1536), (200, 1536, 129), (33, 64, 64)],
+)
+def test_products_are_as_near_as_float32s(rows: int, inputs: int, outputs: int) -> None:
+    made = torch.Generator().manual_seed(rows)
+    x = torch.randn(rows, inputs, generator=made)
+    weight = torch.randn(outputs, inputs, generator=made)
+    bias, y_grad = torch.randn(outputs, generator=made), torch.randn(rows, outputs, generator=made)
+    y_grad *= 1e-6 * torch.rand(rows, 1, generator=made)
+    at = outputs // 2
+    found = []
+    for threads in (1, 2, 5):
+        y, x_grad, grad = torch.empty(rows, outputs), torch.empty_like(x), torch.empty_like(weight)
+        bias_grad = torch.empty(1, outputs)
+        product = native.Product(
+            x.numpy(),
+            [weight[:at].numpy(), weight[at:].numpy()],
+            bias.numpy(),
+            y.numpy(),
+            for_x=True,
+            threads=threads,
+        )
+        product.backward(y_grad.numpy(), x_grad.numpy(), grad.numpy(), bias_grad.numpy())
+        found.append((y, x_grad, grad, bias_grad[0]))
+    x64, weight64, grad64 = x.double(), weight.double(), y_grad.double()
+    wanted = (x64 @ weight64.T + bias, grad64 @ weight64, grad64.T @ x64, grad64.sum(0))
+    plain = (x @ weight.T + bias, y_grad @ weight, y_grad.T @ x, y_grad.sum(0))
+    for one, exact, torchs in zip(found[0], wanted, plain, strict=True):
+        assert error(one, exact) <= 2 * error(torchs, exact) + 4e-7
+    for others in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], others, strict=True))
+
+
+@needs_products
+def test_what_is_not_finite_stays_so() -> None:
+    x = torch.ones(100, 64)
+    x[3, 5] = torch.inf
+    x[7, 5] = torch.nan
+    layer = nn.Linear(64, 64)
+    (y,) = project(x, layer)
+    assert not y[3].isfinite().any() and not y[7].isfinite().any()
+    assert y[[0, 99]].isfinite().all()
+
+
+@needs_products
+def test_modules_side_by_side_learn_as_alone() -> None:
+    torch.manual_seed(0)
+    modules = [nn.Linear(64, size) for size in (32, 64, 7)]
+    modules[1].requires_grad_(False)
+    x = torch.randn(120, 64, requires_grad=True)
+    found = project(x, *modules)
+    sum((y * y).sum() for y in found).backward()  # type: ignore[union-attr]
+    x_grad, x.grad = x.grad, None
+    grads = [parameter.grad for module in modules for parameter in module.parameters()]
+    for module in modules:
+        module.zero_grad()
+    wanted = [module(x) for module in modules]
+    sum((y * y).sum() for y in wanted).backward()
+    assert x_grad is not None and x.grad is not None
+    assert all(error(a, b) < 1e-6 for a, b in zip(found, wanted, strict=True))
+    assert error(x_grad, x.grad) < 1e-6
+    assert modules[1].weight.grad is None
+    parameters = [parameter for module in modules for parameter in module.parameters()]
+    for grad, parameter in zip(grads, parameters, strict=True):
+        assert (grad is None) == (parameter.grad is None)
+        assert grad is None or parameter.grad is None or error(grad, parameter.grad) < 1e-6
+
+
+LENGTHS = [5, 1, 70, 17, 300, 33]
+
+
+def inputs(asking: list[int] | None, hidden: int) -> tuple[Any, list[Tensor], Tensor]:
+    torch.manual_seed(1)
+    laid = plan(
+        row_offsets(LENGTHS), None if asking is None else np.array(asking), torch.device("cpu")
+    )
+    asked = sum(LENGTHS) if asking is None else len(asking)
+    # Strided, as they come out of one product.
+    query = torch.randn(asked, 3 * hidden)[:, hidden : 2 * hidden]
+    key, value = torch.randn(sum(LENGTHS), 2 * hidden).split(hidden, dim=1)
+    return laid.last, [query, key, value], torch.randn(asked, hidden)
+
+
+@needs_kernels
+@pytest.mark.parametrize("asking", [None, [0, 5, 6, 100, 101, 392]])
+@pytest.mark.parametrize(("hidden", "heads"), [(64, 2), (56, 7), (128, 2)])
+def test_attention_and_its_gradient(asking: list[int] | None, hidden: int, heads: int) -> None:
+    spans, given, grad = inputs(asking, hidden)
+    found = []
+    for kind in (torch.float32, torch.float64):
+        # float64 takes torch's way.
+        leaves = [x.to(kind).requires_grad_() for x in given]
+        out = attend(*leaves, spans, heads=heads, dropout=0.0)
+        found.append([out, *torch.autograd.grad(out, leaves, grad.to(kind))])
+    assert all(error(a, b) < 1e-6 for a, b in zip(*found, strict=True))
+
+
+@needs_kernels
+def test_attentions_dropout() -> None:
+    """Its gradient is that of differences, its masks do not hang on threads, its share is right."""
+    spans, given, grad = inputs(None, 64)
+    leaves = [x.clone().requires_grad_() for x in given]
+    along = [torch.randn_like(x) for x in given]
+
+    def value(step: float) -> Tensor:
+        torch.manual_seed(5)
+        moved = [x + step * move for x, move in zip(leaves, along, strict=True)]
+        return attend(*moved, spans, heads=2, dropout=0.3)
+
+    out = value(0)
+    grads = torch.autograd.grad(out, leaves, grad)
+    slope = sum((a * b).sum().double() for a, b in zip(grads, along, strict=True))
+    ahead, behind = ((value(step).detach().double() * grad).sum() for step in (5e-3, -5e-3))
+    assert float((ahead - behind) / 0.01) == pytest.approx(float(slope), rel=1e-3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert torch.equal(value(0), out)
+    finally:
+        torch.set_num_threads(before)
+
+    zeros, ones = torch.zeros(sum(LENGTHS), 32), torch.ones(sum(LENGTHS), 32)
+    torch.manual_seed(0)
+    shares = [attend(zeros, zeros, ones, spans, heads=2, dropout=0.1) for _ in range(50)]
+    # Of about 10 million draws.
+    assert float(torch.stack(shares).mean()) == pytest.approx(1, abs=3e-3)
+
+
+@needs_kernels
+def test_a_seed_has_its_own_masks() -> None:
+    spans, given, _ = inputs(None, 64)
+    found = []
+    for seed in (1, 2, 1):
+        torch.manual_seed(seed)
+        found.append(attention.attend(*given, spans, heads=2, dropout=0.5))
+    assert torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    x = np.ones((4, 8), np.float32)
+    offsets, wrong = np.array([0, 4], np.int32), np.array([0, 3], np.int32)
+    sums, out = np.ones((2, 4), np.float32), np.ones((4, 8), np.float32)
+    for queries, keys, heads, share, what in (
+        (wrong, offsets, 2, 0.0, "query_offsets must go"),
+        (offsets, wrong, 2, 0.0, "key_offsets must go"),
+        (np.array([0, 5, 4], np.int32), offsets, 2, 0.0, "must ascend"),
+        (offsets, np.array([0, 2, 4], np.int32), 2, 0.0, "other numbers of texts"),
+        (np.array([0, 4, 4], np.int32), np.array([0, 4, 4], np.int32), 2, 0.0, "no keys"),
+        (offsets, offsets, 3, 0.0, "multiple of heads"),
+        (offsets, offsets, 0, 0.0, "multiple of heads"),
+        (offsets, offsets, 2, 1.0, "share must be"),
+        (offsets, offsets, 2, float("nan"), "share must be"),
+        (offsets, offsets, 4, 0.0, "log_sums must be"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            native.attend(x, x, x, queries, keys, heads, share, 0, out, sums, 1)
+    flat = np.ones(8, np.float32)
+    with pytest.raises(ValueError, match="one size"):
+        native.adamw([(flat, flat[:4], flat, flat)], [(0.1, 1.0, 1.0)], 0.9, 0.99, 1e-6, 1.0, 1)
+    with pytest.raises(ValueError, match="as many hows"):
+        native.adamw([(flat, flat, flat, flat)], [], 0.9, 0.99, 1e-6, 1.0, 1)
+    if not native.has_products():
+        return
+    bias = np.ones(3, np.float32)
+    for matrices, y, what in (
+        ([x[:2]], np.ones((4, 3), np.float32), "not as long"),
+        ([x[:3]], np.ones((4, 4), np.float32), "y must be 4 x 3"),
+        ([np.ones((3, 7), np.float32)], np.ones((4, 3), np.float32), "a matrix must be"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            native.Product(x, matrices, bias, y, for_x=False, threads=1)
+    kept = native.Product(x, [x[:3]], bias, np.ones((4, 3), np.float32), for_x=False, threads=1)
+    y_grad = np.ones((4, 3), np.float32)
+    with pytest.raises(ValueError, match="not to be wanted"):
+        kept.backward(y_grad, out, None, None)
+    with pytest.raises(ValueError, match="go together"):
+        kept.backward(y_grad, None, x[:3].copy(), None)
+    with pytest.raises(ValueError, match="y_grad must be"):
+        kept.backward(x, None, None, None)
