@@ -306,21 +306,29 @@ void check_rows(const T& x, size_t rows, size_t columns, const char* what) {
 // Attention of a batch of texts, each to itself: who asks, who is asked, and what is dropped.
 struct Texts {
   const int32_t *queries, *keys;
-  size_t count, heads, d;
-  size_t all_queries;
+  size_t count, heads, d, wide;
+  Strided q, k, v;
+  Written out, log_sums;
   Dropping how;
   uint64_t seed;
 
-  Texts(const Strided& q, const Strided& k, const Array<int32_t, 1>& queries,
-        const Array<int32_t, 1>& keys, size_t heads, double share, uint64_t seed)
+  Texts(const Strided& q, const Strided& k, const Strided& v, const Array<int32_t, 1>& queries,
+        const Array<int32_t, 1>& keys, size_t heads, double share, uint64_t seed, const Written& out,
+        const Written& log_sums)
       : queries(queries.data()), keys(keys.data()), count(queries.shape(0) - 1), heads(heads),
-        d(heads ? q.shape(1) / heads : 0), all_queries(q.shape(0)), seed(seed) {
+        d(heads ? q.shape(1) / heads : 0), wide(q.shape(1)), q(q), k(k), v(v), out(out),
+        log_sums(log_sums), seed(seed) {
+    check_rows(q, q.shape(0), wide, "q");
+    check_rows(k, k.shape(0), wide, "k");
+    check_rows(v, k.shape(0), wide, "v");
     if (!heads || !d || d * heads != q.shape(1)) refuse("queries must be a multiple of heads wide");
     check_ascending(queries, q.shape(0), "query_offsets");
     check_ascending(keys, k.shape(0), "key_offsets");
     if (keys.shape(0) != queries.shape(0)) refuse("queries and keys are of other numbers of texts");
     for (size_t i = 0; i < count; ++i)
       if (keys(i) == keys(i + 1)) refuse("a text has no keys");
+    check_rows(out, q.shape(0), wide, "out");
+    check_rows(log_sums, heads, q.shape(0), "log_sums");
     if (!(share >= 0 && share < 1)) refuse("share must be from 0 up to 1");
     const double dropped = std::floor(share * 4294967296.0);
     how.limit = static_cast<int32_t>(dropped - 2147483648.0);
@@ -334,22 +342,31 @@ struct Texts {
       if (offsets(i) < offsets(i - 1)) refuse(std::string(what) + " must ascend");
   }
 
-  // one(text, head, what is theirs, the random bits' key, scratch) of all in which somebody asks
+  // one(what is theirs, the first query, the first key, the first column, the key of the random bits,
+  // scratch) of each head of each text
   template <typename One>
   void run(size_t threads, One one) const {
     for_each(threads, count * heads, [&](size_t part) {
       const size_t text = part / heads, head = part % heads;
+      const size_t query = queries[text], key = keys[text], at = head * d;
       Heads of{};
-      of.queries = queries[text + 1] - queries[text];
-      of.keys = keys[text + 1] - keys[text];
+      of.queries = queries[text + 1] - query;
+      of.keys = keys[text + 1] - key;
       of.d = d;
+      of.q_stride = q.stride(0), of.k_stride = k.stride(0), of.v_stride = v.stride(0);
+      of.q = q.data() + query * of.q_stride + at;
+      of.k = k.data() + key * of.k_stride + at;
+      of.v = v.data() + key * of.v_stride + at;
+      of.out_stride = wide;
+      of.out = out.data() + query * wide + at;
+      of.log_sums = log_sums.data() + head * q.shape(0) + query;
       // A hash of 64 bits (splitmix64, Steele, Lea and Flood 2014).
       uint64_t bits = seed + (part + 1) * 0x9E3779B97F4A7C15u;
       bits = (bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9u;
       bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EBu;
       bits ^= bits >> 31;
       const Block<float> scratch = allocate<float>(attend_train_scratch(of.queries, of.keys, d));
-      one(of, queries[text], keys[text], head, static_cast<uint32_t>(bits), scratch.get());
+      one(of, query, key, at, static_cast<uint32_t>(bits), scratch.get());
     });
   }
 };
@@ -358,54 +375,26 @@ void attend(Strided q, Strided k, Strided v, Array<int32_t, 1> query_offsets,
             Array<int32_t, 1> key_offsets, size_t heads, double share, uint64_t seed, Written out,
             Written log_sums, size_t threads) {
   const Kernels& kernels = kernels_called(std::nullopt);
-  check_rows(q, q.shape(0), q.shape(1), "q");
-  check_rows(k, k.shape(0), q.shape(1), "k");
-  check_rows(v, k.shape(0), q.shape(1), "v");
-  const Texts texts(q, k, query_offsets, key_offsets, heads, share, seed);
-  check_rows(out, q.shape(0), q.shape(1), "out");
-  check_rows(log_sums, heads, q.shape(0), "log_sums");
+  const Texts texts(q, k, v, query_offsets, key_offsets, heads, share, seed, out, log_sums);
   nb::gil_scoped_release released;
-  texts.run(threads, [&](Heads& of, size_t query, size_t key, size_t head, uint32_t bits, float* room) {
-    const size_t at = head * of.d;
-    of.q_stride = q.stride(0), of.k_stride = k.stride(0), of.v_stride = v.stride(0);
-    of.q = q.data() + query * of.q_stride + at;
-    of.k = k.data() + key * of.k_stride + at;
-    of.v = v.data() + key * of.v_stride + at;
-    of.out_stride = out.shape(1);
-    of.out = out.data() + query * of.out_stride + at;
-    of.log_sums = log_sums.data() + head * texts.all_queries + query;
+  texts.run(threads, [&](Heads& of, size_t, size_t, size_t, uint32_t bits, float* room) {
     if (of.queries) kernels.attend_train(of, texts.how, bits, room);
   });
 }
 
 void attend_back(Strided q, Strided k, Strided v, Array<int32_t, 1> query_offsets,
                  Array<int32_t, 1> key_offsets, size_t heads, double share, uint64_t seed,
-                 Written out, Written log_sums, Strided out_grad, WrittenStrided q_grad,
+                 Written out, Written log_sums, Written out_grad, WrittenStrided q_grad,
                  WrittenStrided k_grad, WrittenStrided v_grad, size_t threads) {
   const Kernels& kernels = kernels_called(std::nullopt);
-  const size_t wide = q.shape(1);
-  check_rows(q, q.shape(0), wide, "q");
-  check_rows(k, k.shape(0), wide, "k");
-  check_rows(v, k.shape(0), wide, "v");
-  const Texts texts(q, k, query_offsets, key_offsets, heads, share, seed);
-  check_rows(out, q.shape(0), wide, "out");
-  check_rows(log_sums, heads, q.shape(0), "log_sums");
-  check_rows(out_grad, q.shape(0), wide, "out_grad");
-  if (q.shape(0) > 1 && out_grad.stride(0) != (int64_t)wide) refuse("out_grad must be in one piece");
-  check_rows(q_grad, q.shape(0), wide, "q_grad");
-  check_rows(k_grad, k.shape(0), wide, "k_grad");
-  check_rows(v_grad, k.shape(0), wide, "v_grad");
+  const Texts texts(q, k, v, query_offsets, key_offsets, heads, share, seed, out, log_sums);
+  check_rows(out_grad, q.shape(0), q.shape(1), "out_grad");
+  check_rows(q_grad, q.shape(0), q.shape(1), "q_grad");
+  check_rows(k_grad, k.shape(0), q.shape(1), "k_grad");
+  check_rows(v_grad, k.shape(0), q.shape(1), "v_grad");
   nb::gil_scoped_release released;
-  texts.run(threads, [&](Heads& of, size_t query, size_t key, size_t head, uint32_t bits, float* room) {
-    const size_t at = head * of.d;
-    of.q_stride = q.stride(0), of.k_stride = k.stride(0), of.v_stride = v.stride(0);
-    of.q = q.data() + query * of.q_stride + at;
-    of.k = k.data() + key * of.k_stride + at;
-    of.v = v.data() + key * of.v_stride + at;
-    of.out_stride = wide;
-    of.out = out.data() + query * wide + at;
-    of.out_grad = out_grad.data() + query * wide + at;
-    of.log_sums = log_sums.data() + head * texts.all_queries + query;
+  texts.run(threads, [&](Heads& of, size_t query, size_t key, size_t at, uint32_t bits, float* room) {
+    of.out_grad = out_grad.data() + query * of.out_stride + at;
     of.q_grad_stride = q_grad.stride(0), of.k_grad_stride = k_grad.stride(0);
     of.v_grad_stride = v_grad.stride(0);
     of.q_grad = q_grad.data() + query * of.q_grad_stride + at;

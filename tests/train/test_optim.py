@@ -10,6 +10,7 @@ from torch import nn
 
 from enrobe.config import HeadConfig
 from enrobe.errors import CallError, ModelError
+from enrobe.nn import kernels
 from enrobe.nn.heads import Model
 from enrobe.train.optim import Optimizer, OptimizerConfig, parameter_groups
 from tests.nn.test_encoder import small
@@ -122,6 +123,34 @@ def test_adamw_is_the_published_formula() -> None:
         assert all(parameter.grad is None for parameter in net.parameters())
     for name, parameter in net.named_parameters():
         assert torch.allclose(parameter.double(), wanted[name], atol=1e-6), name
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("most", [None, 0.5, 1e6])
+def test_clipping_is_scaling(
+    own: bool, most: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not own:
+        monkeypatch.setattr(kernels, "_kernels", lambda: None)
+    elif kernels._kernels() is None:
+        pytest.skip("enrobe-native is not installed")
+    clipped, scaled = model(), model()
+    runs = [Optimizer(net, OptimizerConfig()) for net in (clipped, scaled)]
+    for step in range(3):
+        for net in (clipped, scaled):
+            gradient(net, step)
+            # A frozen part takes no part.
+            net.get_parameter("heads.mlm.bias").grad = None
+        grads = [p.grad for p in scaled.parameters() if p.grad is not None]
+        norm = float(torch.cat([grad.double().flatten() for grad in grads]).norm())
+        assert float(runs[0].clip(most)) == pytest.approx(norm, rel=1e-5)
+        for grad in grads:
+            grad *= min(1.0, (most or math.inf) / norm)
+        for run in runs:
+            run.step(0.01)
+    wanted = dict(scaled.named_parameters())
+    for name, parameter in clipped.named_parameters():
+        assert torch.allclose(parameter, wanted[name], atol=1e-6), name
 
 
 def test_muon_moves_the_matrices_of_the_layers_alone() -> None:
