@@ -10,9 +10,11 @@ WSD      warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395)
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from types import ModuleType
+from typing import Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -110,55 +112,35 @@ def parameter_groups(
     ]
 
 
-class _OwnAdamW(torch.optim.AdamW):
-    """torch's AdamW by enrobe-native's kernel, which scales gradients on the way."""
-
-    grad_factor = 1.0
-
-    @torch.no_grad()
-    def move(self) -> None:
-        """`step`, by gradients times `grad_factor`."""
-        tensors, hows = [], []
-        for group in self.param_groups:
-            beta1, beta2 = group["betas"]
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["step"] = torch.zeros(())
-                    state["exp_avg"] = torch.zeros_like(parameter)
-                    state["exp_avg_sq"] = torch.zeros_like(parameter)
-                state["step"] += 1
-                steps = state["step"].item()
-                rate = group["lr"] / (1 - beta1**steps)
-                keep = 1 - group["lr"] * group["weight_decay"]
-                hows.append((rate, keep, (1 - beta2**steps) ** -0.5))
-                tensors.append(
-                    (
-                        _flat(parameter),
-                        _flat(parameter.grad),
-                        _flat(state["exp_avg"]),
-                        _flat(state["exp_avg_sq"]),
-                    )
-                )
-        if tensors:
-            kernels = kernels_for(parameter)
-            assert kernels is not None
-            kernels.adamw(
-                tensors,
-                hows,
-                beta1=beta1,
-                beta2=beta2,
-                eps=self.defaults["eps"],
-                grad_scale=self.grad_factor,
-                threads=torch.get_num_threads(),
-            )
-        self.grad_factor = 1.0
+@torch.no_grad()
+def _own_adamw(kernels: ModuleType, optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """A step of torch's AdamW by enrobe-native's kernel, by gradients times a factor."""
+    beta1, beta2 = optimizer.defaults["betas"]
+    tensors, hows = [], []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            state = optimizer.state[parameter]
+            if not state:
+                state["step"] = torch.zeros(())
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+            state["step"] += 1
+            steps = state["step"].item()
+            rate = group["lr"] / (1 - beta1**steps)
+            keep = 1 - group["lr"] * group["weight_decay"]
+            hows.append((rate, keep, (1 - beta2**steps) ** -0.5))
+            parts = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
+            tensors.append(tuple(map(_flat, parts)))
+    eps, threads = optimizer.defaults["eps"], torch.get_num_threads()
+    kernels.adamw(tensors, hows, beta1, beta2, eps, factor, threads)
 
 
-def _flat(x: Tensor) -> Any:
-    return x.detach().contiguous().view(-1).numpy()
+def _flat(x: Tensor) -> npt.NDArray[np.float32]:
+    """The same memory, as one row."""
+    flat: npt.NDArray[np.float32] = x.detach().view(-1).numpy()
+    return flat
 
 
 class Optimizer:
@@ -183,9 +165,14 @@ class Optimizer:
             if config.optimizer == "muon" and name.startswith("layers.") and parameter.ndim == 2
         }
         rest = ((n, p) for n, p in named.items() if n not in matrices)
-        own = not matrices and all(kernels_for(parameter) for parameter in self.parameters)
+        fit = all(kernels_for(x) and x.is_contiguous() for x in self.parameters)
+        own = self.parameters and fit and not matrices
+        self._own = kernels_for(self.parameters[0]) if own else None
+        # enrobe-native, where it does AdamW's steps
+        self._factor = 1.0
+        # what its next step multiplies gradients by
         self._parts: list[torch.optim.Optimizer] = [
-            (_OwnAdamW if own else torch.optim.AdamW)(
+            torch.optim.AdamW(
                 parameter_groups(rest, config.weight_decay, lr_scales),
                 lr=config.lr,
                 betas=config.betas,
@@ -205,18 +192,15 @@ class Optimizer:
 
     def clip(self, most: float | None) -> Tensor:
         """The norm of the whole gradient, which is scaled to have `most` at most."""
-        part = self._parts[0]
-        if not isinstance(part, _OwnAdamW):
+        if self._own is None:
             return torch.nn.utils.clip_grad_norm_(
                 self.parameters, math.inf if most is None else most
             )
-        kernels = kernels_for(self.parameters[0])
-        assert kernels is not None
         grads = [_flat(x.grad) for x in self.parameters if x.grad is not None]
-        norm = math.sqrt(kernels.sum_of_squares(grads, torch.get_num_threads()))
+        norm = math.sqrt(self._own.sum_of_squares(grads, torch.get_num_threads()))
         if most is not None:
             # As torch has it. `step` does the scaling, and need not go through all of it for that.
-            part.grad_factor = min(1.0, most / (norm + 1e-6))
+            self._factor = min(1.0, most / (norm + 1e-6))
         return torch.tensor(norm)
 
     def step(self, lr: float) -> None:
@@ -224,11 +208,12 @@ class Optimizer:
         for part in self._parts:
             for group in part.param_groups:
                 group["lr"] = lr * group["lr_scale"]
-            if isinstance(part, _OwnAdamW):
-                part.move()
-            else:
+            if self._own is None:
                 part.step()
+            else:
+                _own_adamw(self._own, part, self._factor)
             part.zero_grad(set_to_none=True)
+        self._factor = 1.0
 
     def state(self) -> dict[str, np.ndarray]:
         """Its state as host arrays: PARAMETER|KEY."""
