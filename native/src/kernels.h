@@ -14,6 +14,8 @@ namespace enrobe {
 
 constexpr size_t kPanel = 64;
 constexpr size_t kMostRows = 96;  // of a block
+constexpr size_t kKeys = 48;      // whose scores attention's gradient holds at a time; as many blocks of
+                                  // any table's rows, and of 16
 
 inline size_t padded(size_t n) { return (n + kPanel - 1) / kPanel * kPanel; }
 
@@ -113,7 +115,7 @@ struct Kernels {
 size_t attend_scratch(size_t keys, size_t d);
 inline size_t attend_train_scratch(size_t queries, size_t keys, size_t d) {
   return (5 * (queries + 16) + 4 * (keys + 16) + 64) * (d + 16) + 2 * (queries + 16) +
-         4 * 48 * (queries + keys + 32);
+         4 * kKeys * (queries + keys + 32);
 }
 
 // Null where this processor, or this build, has not got it.

@@ -311,15 +311,18 @@ void pack_keys(const float* k, size_t stride, size_t keys, size_t d, float facto
   }
 }
 
-// e^(x - most) in place, most being the largest; returns 1 / their sum.
-float softmax(float* x, size_t n, float& found) {
+struct Softmax {
+  float most, factor;  // the largest; 1 / the sum of all e^(x - most)
+};
+
+// e^(x - most) in place.
+Softmax softmax(float* x, size_t n) {
   const size_t full = n / 16 * 16;
   const V lowest = splat(-3.0e38f);
   V high = lowest;
   for (size_t i = 0; i < full; i += 16) high = maximum(load(x + i), high);
   if (full < n) high = maximum(pick(first(n - full), load(x + full), lowest), high);
-  found = largest(high);
-  const V most = splat(found);
+  const V most = splat(largest(high));
   V total = splat(0.0f);
   for (size_t i = 0; i < full; i += 16) {
     const V e = exponential(load(x + i) - most);
@@ -332,7 +335,7 @@ float softmax(float* x, size_t n, float& found) {
     store(x + full, e);
     total += e;
   }
-  return 1.0f / sum(total);
+  return {largest(high), 1.0f / sum(total)};
 }
 
 constexpr size_t kQueries = 24;  // whose scores are held at a time
@@ -353,8 +356,8 @@ void attend(const float* q, size_t q_stride, size_t queries, const float* k, con
           rows, width);
       strip += width * d;
     }
-    float factors[kQueries], most_;
-    for (size_t r = 0; r < rows; ++r) factors[r] = softmax(scratch + r * wide, keys, most_);
+    float factors[kQueries];
+    for (size_t r = 0; r < rows; ++r) factors[r] = softmax(scratch + r * wide, keys).factor;
     for (size_t c = 0; c < d; c += most) {
       const size_t columns = d - c < most ? d - c : most;
       float* place = out + start * out_stride + c;

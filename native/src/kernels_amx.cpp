@@ -249,13 +249,6 @@ void pack_rows(const int8_t* rows, size_t stride, int8_t* tile) {
   }
 }
 
-void transpose(const float* x, size_t stride, float* out, size_t out_stride) {
-  V rows[16];
-  for (size_t i = 0; i < 16; ++i) rows[i] = load(x + i * stride);
-  turn(rows);
-  for (size_t i = 0; i < 16; ++i) store(out + i * out_stride, rows[i]);
-}
-
 bool has_amx() {
   unsigned a, b, c, d;
   if (!enrobe::kernels_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;

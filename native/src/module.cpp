@@ -235,16 +235,16 @@ struct Held {
 // A product that is being trained; what it writes into is the caller's.
 using Written = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
+template <typename T>
+void check_shape(const T& x, size_t rows, size_t columns, const char* what) {
+  if (x.shape(0) != rows || x.shape(1) != columns)
+    refuse(std::string(what) + " must be " + std::to_string(rows) + " x " +
+           std::to_string(columns));
+}
+
 struct HeldProduct {
   Product product;
   Each each;
-
-  template <typename T>
-  static void check(const T& x, size_t rows, size_t columns, const char* what) {
-    if (x.shape(0) != rows || x.shape(1) != columns)
-      refuse(std::string(what) + " must be " + std::to_string(rows) + " x " +
-             std::to_string(columns));
-  }
 
   static HeldProduct* make(Array<float, 2> x, const std::vector<Array<float, 2>>& matrices,
                            Array<float, 1> bias, Written y, bool for_x, size_t threads) {
@@ -255,12 +255,12 @@ struct HeldProduct {
     std::vector<std::pair<const float*, size_t>> found;
     size_t all = 0;
     for (const auto& matrix : matrices) {
-      check(matrix, matrix.shape(0), inputs, "a matrix");
+      check_shape(matrix, matrix.shape(0), inputs, "a matrix");
       found.emplace_back(matrix.data(), matrix.shape(0));
       all += matrix.shape(0);
     }
     if (all != outputs) refuse("the bias is not as long as the matrices have rows");
-    check(y, rows, outputs, "y");
+    check_shape(y, rows, outputs, "y");
     // 32 bits hold three sums of this many products of two signed bytes.
     for (const size_t size : {rows, inputs, outputs})
       if (!size || size > 32768) refuse("a product has from 1 to 32768 rows, inputs and outputs");
@@ -274,13 +274,13 @@ struct HeldProduct {
 
   void backward(Array<float, 2> y_grad, std::optional<Written> x_grad, std::optional<Written> grad,
                 std::optional<Written> bias_grad) const {
-    check(y_grad, product.rows, product.outputs, "y_grad");
-    if (x_grad) check(*x_grad, product.rows, product.inputs, "x_grad");
+    check_shape(y_grad, product.rows, product.outputs, "y_grad");
+    if (x_grad) check_shape(*x_grad, product.rows, product.inputs, "x_grad");
     if (x_grad && !product.has_x()) refuse("x's gradient was not to be wanted");
     if (!grad != !bias_grad) refuse("grad and bias_grad go together");
     if (grad) {
-      check(*grad, product.outputs, product.inputs, "grad");
-      check(*bias_grad, 1, product.outputs, "bias_grad");
+      check_shape(*grad, product.outputs, product.inputs, "grad");
+      check_shape(*bias_grad, 1, product.outputs, "bias_grad");
     }
     float* to_x = x_grad ? x_grad->data() : nullptr;
     float* to = grad ? grad->data() : nullptr;
@@ -299,7 +299,7 @@ using Flat = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 template <typename T>
 void check_rows(const T& x, size_t rows, size_t columns, const char* what) {
-  HeldProduct::check(x, rows, columns, what);
+  check_shape(x, rows, columns, what);
   if (columns > 1 && x.stride(1) != 1) refuse(std::string(what) + ": rows must not have gaps");
 }
 
@@ -384,11 +384,11 @@ void attend(Strided q, Strided k, Strided v, Array<int32_t, 1> query_offsets,
 
 void attend_back(Strided q, Strided k, Strided v, Array<int32_t, 1> query_offsets,
                  Array<int32_t, 1> key_offsets, size_t heads, double share, uint64_t seed,
-                 Written out, Written log_sums, Written out_grad, WrittenStrided q_grad,
+                 Written out, Written log_sums, Array<float, 2> out_grad, WrittenStrided q_grad,
                  WrittenStrided k_grad, WrittenStrided v_grad, size_t threads) {
   const Kernels& kernels = kernels_called(std::nullopt);
   const Texts texts(q, k, v, query_offsets, key_offsets, heads, share, seed, out, log_sums);
-  check_rows(out_grad, q.shape(0), q.shape(1), "out_grad");
+  check_shape(out_grad, q.shape(0), q.shape(1), "out_grad");
   check_rows(q_grad, q.shape(0), q.shape(1), "q_grad");
   check_rows(k_grad, k.shape(0), q.shape(1), "k_grad");
   check_rows(v_grad, k.shape(0), q.shape(1), "v_grad");

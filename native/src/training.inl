@@ -28,7 +28,7 @@ ENROBE_INLINE U lanes_from(uint32_t start) {
 
 // --- attention ------------------------------------------------------------------------------------
 
-constexpr size_t kKeys = 48;  // whose scores backward holds at a time; a multiple of every kRows and of 16
+using enrobe::kKeys;
 
 // Rows of d numbers times a factor, filled up with zeros to `wide` numbers and to `tall` rows.
 void copy_rows(const float* x, size_t stride, size_t rows, size_t d, float factor, size_t tall,
@@ -42,15 +42,19 @@ void copy_rows(const float* x, size_t stride, size_t rows, size_t d, float facto
   __builtin_memset(out, 0, (tall - rows) * wide * sizeof(float));
 }
 
+// 16 x 16
+void transpose(const float* x, size_t stride, float* out, size_t out_stride) {
+  V rows[16];
+  for (size_t i = 0; i < 16; ++i) rows[i] = load(x + i * stride);
+  turn(rows);
+  for (size_t i = 0; i < 16; ++i) store(out + i * out_stride, rows[i]);
+}
+
 // [rows][columns] to [columns][rows]; both multiples of 16.
 void turn_all(const float* x, size_t rows, size_t columns, float* out, size_t out_stride) {
   for (size_t r = 0; r < rows; r += 16)
-    for (size_t c = 0; c < columns; c += 16) {
-      V block[16];
-      for (size_t i = 0; i < 16; ++i) block[i] = load(x + (r + i) * columns + c);
-      turn(block);
-      for (size_t i = 0; i < 16; ++i) store(out + (c + i) * out_stride + r, block[i]);
-    }
+    for (size_t c = 0; c < columns; c += 16)
+      transpose(x + r * columns + c, columns, out + c * out_stride + r, out_stride);
 }
 
 // c[rows][columns] = a times b, of any number of columns that is a multiple of 16.
@@ -89,9 +93,9 @@ void attend_train(const Heads& of, const Dropping& how, uint32_t key, float* scr
     float factors[kQueries];
     for (size_t r = 0; r < rows; ++r) {
       float* row = scores + r * keys;
-      float most;
-      factors[r] = softmax(row, of.keys, most);
-      of.log_sums[start + r] = most - __builtin_logf(factors[r]);
+      const Softmax found = softmax(row, of.keys);
+      factors[r] = found.factor;
+      of.log_sums[start + r] = found.most - __builtin_logf(found.factor);
       if (how.limit != INT32_MIN)
         for (size_t j = 0; j < of.keys; j += 16)
           store(row + j, load(row + j) * kept(how, key, lanes_from(j) * splat_u((uint32_t)of.queries) +
