@@ -40,7 +40,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "snips": {
         "recipe": "distil-snips.toml",
         "lr": 1e-4,
-        "epochs": 3,
+        "epochs": 8,
         "student": ("epochs = 4", "lr = 3e-4"),
         "tasks": {
             "intent": ("classify", "tokens", "label"),

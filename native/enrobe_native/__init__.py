@@ -8,6 +8,8 @@
 from enrobe_native._native import (
     Encoder,
     Product,
+    add_norm,
+    add_norm_back,
     adamw,
     attend,
     attend_back,
@@ -19,6 +21,8 @@ from enrobe_native._native import (
 __all__ = [
     "Encoder",
     "Product",
+    "add_norm",
+    "add_norm_back",
     "adamw",
     "attend",
     "attend_back",

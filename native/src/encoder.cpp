@@ -72,9 +72,10 @@ struct Encoder::Work {
       projected = zeros(tokens * projected_stride() + 2 * kPanel);
       const size_t wide_rows = std::min(tokens, kWideRows);
       wide = zeros(wide_rows * wide_stride);
+      const size_t parts = encoder.kernels.slice ? 3 : 1;
       bytes = allocate<uint8_t>(
-          std::max(tokens * row_bytes(sizes.hidden, encoder.kernels.slice),
-                   wide_rows * row_bytes(sizes.feed_forward, encoder.kernels.slice)));
+          std::max(tokens * row_bytes(sizes.hidden, parts),
+                   wide_rows * row_bytes(sizes.feed_forward, parts)));
       scale = zeros(tokens);
     }
     if (for_longest > longest || scratch.size() < threads) {

@@ -40,6 +40,16 @@ struct Dropping {
   float factor;
 };
 
+// A row of LayerNorm(residual + dropout(x)) in training: n numbers, the first of which is `number` for
+// the random bits.
+struct AddNorm {
+  size_t n;
+  const float *weight, *bias;
+  float eps;
+  Dropping how;
+  uint32_t key;
+};
+
 // One head of one text in training; all but log_sums are rows of d numbers, a stride apart.
 struct Heads {
   size_t queries, keys, d;
@@ -93,6 +103,15 @@ struct Kernels {
   // Training. Scratch: attend_train_scratch(). `key` is of the head, for the random bits.
   void (*attend_train)(const Heads& of, const Dropping& how, uint32_t key, float* scratch);
   void (*attend_train_back)(const Heads& of, const Dropping& how, uint32_t key, float* scratch);
+  void (*gelu)(const float* x, size_t n, float* out);
+  void (*gelu_back)(const float* x, const float* out_grad, size_t n, float* grad);
+  // `total` is the sum before the norm, `found` its mean and 1 / its deviation.
+  void (*add_norm)(const AddNorm& of, uint32_t number, const float* x, const float* residual,
+                   float* total, float* out, float* found);
+  // weight_grad and bias_grad are added to.
+  void (*add_norm_back)(const AddNorm& of, uint32_t number, const float* total, const float* found,
+                        const float* out_grad, float* residual_grad, float* x_grad,
+                        float* weight_grad, float* bias_grad);
   void (*adamw)(const AdamW& how, size_t n, const float* grad, float* x, float* mean, float* square);
   float (*sum_of_squares)(const float* x, size_t n);
 
@@ -105,6 +124,10 @@ struct Kernels {
   // The same without the products that are worth least, for training: as near as a float32 product is.
   void (*dot_sliced_short)(const int8_t* a, size_t stride, size_t rows, const int8_t* panel, size_t k,
                            const float* row_scale, const float* scale, float* sums) = nullptr;
+  // Of rows in two bytes a number, which is 16 bits of a row's largest, and panels made of such.
+  void (*slice_two)(const float* x, const float* by, size_t k, int8_t* slices, float* scale) = nullptr;
+  void (*dot_two)(const int8_t* a, size_t stride, size_t rows, const int8_t* panel, size_t k,
+                  const float* row_scale, const float* scale, float* sums) = nullptr;
   // One slice of 64 inputs of a panel's 16 outputs, [16][16][4], from [16][64] bytes and from [64][16].
   void (*pack_columns)(const int8_t* rows, size_t stride, int8_t* tile) = nullptr;
   void (*pack_rows)(const int8_t* rows, size_t stride, int8_t* tile) = nullptr;

@@ -113,20 +113,23 @@ void dot(const uint8_t* a, size_t stride, size_t rows, const int8_t* panel, size
 // --- float32 --------------------------------------------------------------------------------------
 
 // Tiles 0 to 3 are sums of products worth 1, 1/256, 1/256^2 and 1/256^3; 4 to 6 a row's three bytes.
-void configure_sliced(size_t rows) {
-  if (configured == 256 + rows) return;
+// From `weights` on they are weights.
+void configure_sliced(size_t rows, int weights = 7) {
+  const size_t how = 256 * (8 - weights) + rows;
+  if (configured == how) return;
   TileConfig config;
   for (int tile = 0; tile < 8; ++tile) {
     config.bytes[tile] = 64;
-    config.rows[tile] = tile < 7 ? (uint8_t)rows : 16;
+    config.rows[tile] = tile < weights ? (uint8_t)rows : 16;
   }
   _tile_loadconfig(&config);
-  configured = 256 + rows;
+  configured = how;
 }
 
-constexpr float kLargest = 8355000.0f;  // that three signed bytes can hold, and a little room
+// What three and two signed bytes can hold, and a little room.
+constexpr float kLargest = 8355000.0f, kLargestOfTwo = 32600.0f;
 
-template <bool by_own>
+template <size_t Parts, bool by_own>
 ENROBE_INLINE void slice_by(const float* x, const float* by, size_t k, int8_t* slices, float* scale) {
   const auto at = [&](size_t i) { return by_own ? load(x + i) * load(by + i) : load(x + i); };
   V most = splat(0.0f), wrong = splat(0.0f);
@@ -136,11 +139,12 @@ ENROBE_INLINE void slice_by(const float* x, const float* by, size_t k, int8_t* s
     wrong = fma(v, splat(0.0f), wrong);  // NaN where something is not finite
   }
   const float high = largest(most), unit = high > 1e-30f ? high : 1e-30f;
-  *scale = unit / kLargest * 65536.0f + sum(wrong);
-  const __m512 factor = _mm512_set1_ps(kLargest / unit);
+  const float limit = Parts == 3 ? kLargest : kLargestOfTwo;
+  *scale = unit / limit * (Parts == 3 ? 65536.0f : 256.0f) + sum(wrong);
+  const __m512 factor = _mm512_set1_ps(limit / unit);
   for (size_t i = 0; i < k; i += 16) {
     __m512i number = _mm512_cvtps_epi32(_mm512_mul_ps((__m512)at(i), factor));
-    for (size_t part = 3; part-- > 0;) {
+    for (size_t part = Parts; part-- > 0;) {
       const __m512i low = _mm512_srai_epi32(_mm512_slli_epi32(number, 24), 24);
       _mm_storeu_si128((__m128i*)(slices + part * k + i), _mm512_cvtepi32_epi8(low));
       number = _mm512_srai_epi32(_mm512_sub_epi32(number, low), 8);
@@ -150,9 +154,15 @@ ENROBE_INLINE void slice_by(const float* x, const float* by, size_t k, int8_t* s
 
 void slice(const float* x, const float* by, size_t k, int8_t* slices, float* scale) {
   if (by)
-    slice_by<true>(x, by, k, slices, scale);
+    slice_by<3, true>(x, by, k, slices, scale);
   else
-    slice_by<false>(x, by, k, slices, scale);
+    slice_by<3, false>(x, by, k, slices, scale);
+}
+void slice_two(const float* x, const float* by, size_t k, int8_t* slices, float* scale) {
+  if (by)
+    slice_by<2, true>(x, by, k, slices, scale);
+  else
+    slice_by<2, false>(x, by, k, slices, scale);
 }
 
 // Of the products of bytes all whose worth is at least `Least`: 3 for 1/256^3, 2 for 1/256^2.
@@ -214,6 +224,53 @@ void dot_sliced_short(const int8_t* a, size_t stride, size_t rows, const int8_t*
   dot_by<2>(a, stride, rows, panel, k, row_scale, scale, sums);
 }
 
+// Tiles 0 to 3 are sums worth 1 and 1/256 of 16 columns and of the next 16, 4 and 5 a row's two bytes.
+void dot_two(const int8_t* a, size_t stride, size_t rows, const int8_t* panel, size_t k,
+             const float* row_scale, const float* scale, float* sums) {
+  alignas(64) int32_t parts[4][16 * 16];
+  for (size_t first = 0; first < rows; first += 16) {
+    const size_t count = rows - first < 16 ? rows - first : 16;
+    configure_sliced(count, 6);
+    for (size_t column = 0; column < kPanel; column += 32) {
+      const int8_t* x = a + first * stride;
+      const int8_t* b = panel + 2 * column * k;
+      const int8_t* next = b + 2 * 16 * k;
+      zero_sums();
+      for (size_t p = 0; p < k; p += 64, b += 2 * 1024, next += 2 * 1024) {
+        _tile_loadd(4, x + p, stride);
+        _tile_loadd(6, b, 64);
+        _tile_dpbssd(0, 4, 6);
+        _tile_loadd(5, x + k + p, stride);
+        _tile_dpbssd(1, 5, 6);
+        _tile_loadd(7, next, 64);
+        _tile_dpbssd(2, 4, 7);
+        _tile_dpbssd(3, 5, 7);
+        _tile_loadd(6, b + 1024, 64);
+        _tile_dpbssd(1, 4, 6);
+        _tile_loadd(7, next + 1024, 64);
+        _tile_dpbssd(3, 4, 7);
+      }
+      _tile_stored(0, parts[0], 64);
+      _tile_stored(1, parts[1], 64);
+      _tile_stored(2, parts[2], 64);
+      _tile_stored(3, parts[3], 64);
+      for (size_t half = 0; half < 2; ++half) {
+        const size_t at = column + 16 * half;
+        const __m512 by = _mm512_loadu_ps(scale + at);
+        for (size_t row = 0; row < count; ++row) {
+          const auto part = [&](size_t n) {
+            return _mm512_cvtepi32_ps(_mm512_load_si512(parts[n] + 16 * row));
+          };
+          const __m512 v = _mm512_fmadd_ps(part(2 * half + 1), _mm512_set1_ps(1.0f / 256),
+                                           part(2 * half));
+          const __m512 factor = _mm512_mul_ps(by, _mm512_set1_ps(row_scale[first + row]));
+          _mm512_storeu_ps(sums + (first + row) * kPanel + at, _mm512_mul_ps(v, factor));
+        }
+      }
+    }
+  }
+}
+
 // --- training -------------------------------------------------------------------------------------
 
 void pack_columns(const int8_t* rows, size_t stride, int8_t* tile) {
@@ -263,8 +320,9 @@ const enrobe::Kernels* enrobe::kernels_amx() {
   static const Kernels table = {"amx",    32,       96,       begin,  end,  dot,
                                 nullptr,  nullptr,  quantize, finish, norm, add_int8,
                                 attend,
-                                attend_train, attend_train_back, adamw, sum_of_squares,
-                                slice,    dot_sliced, dot_sliced_short,
+                                attend_train, attend_train_back, gelu_rows, gelu_back, add_norm,
+                                add_norm_back, adamw, sum_of_squares,
+                                slice,    dot_sliced, dot_sliced_short, slice_two, dot_two,
                                 pack_columns, pack_rows, transpose};
   static const bool has = has_amx();
   return has ? &table : nullptr;

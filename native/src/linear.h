@@ -32,10 +32,10 @@ struct Rows {
   const float* scale = nullptr;
 };
 
-// Bytes of a prepared row of so many inputs, one each, or three for float32.
-inline size_t row_bytes(size_t inputs, bool sliced) {
+// Bytes of a prepared row of so many inputs, each in so many.
+inline size_t row_bytes(size_t inputs, size_t parts) {
   // An odd number of cache lines, or else all rows would want the same few places of the cache.
-  const size_t lines = padded(inputs) / 64 * (sliced ? 3 : 1);
+  const size_t lines = padded(inputs) / 64 * parts;
   return 64 * (lines + 1 + lines % 2);
 }
 
@@ -52,7 +52,7 @@ class Linear {
   size_t panels() const { return padded(outputs) / kPanel; }
   // Whether it multiplies bytes, which `prepare` makes, and how many a row.
   bool takes_bytes() const { return kind_ != Kind::floats; }
-  size_t bytes() const { return row_bytes(inputs, kind_ == Kind::sliced); }
+  size_t bytes() const { return row_bytes(inputs, kind_ == Kind::sliced ? 3 : 1); }
   // Whether rows that were prepared for one are right for the other.
   bool same_inputs(const Linear& other) const;
   void prepare(const float* x, uint8_t* bytes, float* scale) const;

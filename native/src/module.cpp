@@ -246,21 +246,25 @@ struct HeldProduct {
   Product product;
   Each each;
 
-  static HeldProduct* make(Array<float, 2> x, const std::vector<Array<float, 2>>& matrices,
-                           Array<float, 1> bias, Written y, bool for_x, size_t threads) {
+  static HeldProduct* make(Array<float, 2> x,
+                           const std::vector<std::pair<Array<float, 2>, Array<float, 1>>>& matrices,
+                           Written y, std::optional<Written> activated, size_t parts, bool for_x,
+                           size_t threads) {
     const Kernels& kernels = kernels_called(std::nullopt);
     if (!kernels.pack_rows) refuse("this processor has no AMX");
     if (!threads || threads > 1024) refuse("threads must be from 1 to 1024");
-    const size_t rows = x.shape(0), inputs = x.shape(1), outputs = bias.shape(0);
-    std::vector<std::pair<const float*, size_t>> found;
-    size_t all = 0;
-    for (const auto& matrix : matrices) {
+    if (parts != 2 && parts != 3) refuse("parts must be 2 or 3");
+    const size_t rows = x.shape(0), inputs = x.shape(1);
+    std::vector<Matrix> found;
+    size_t outputs = 0;
+    for (const auto& [matrix, bias] : matrices) {
       check_shape(matrix, matrix.shape(0), inputs, "a matrix");
-      found.emplace_back(matrix.data(), matrix.shape(0));
-      all += matrix.shape(0);
+      if (bias.shape(0) != matrix.shape(0)) refuse("a bias is not as long as its matrix has rows");
+      found.push_back({matrix.data(), bias.data(), matrix.shape(0)});
+      outputs += matrix.shape(0);
     }
-    if (all != outputs) refuse("the bias is not as long as the matrices have rows");
     check_shape(y, rows, outputs, "y");
+    if (activated) check_shape(*activated, rows, outputs, "activated");
     // 32 bits hold three sums of this many products of two signed bytes.
     for (const size_t size : {rows, inputs, outputs})
       if (!size || size > 32768) refuse("a product has from 1 to 32768 rows, inputs and outputs");
@@ -268,13 +272,16 @@ struct HeldProduct {
     Each each = [threads](size_t count, const std::function<void(size_t)>& work) {
       for_each(threads, count, work);
     };
-    return new HeldProduct{
-        Product(kernels, x.data(), rows, inputs, found, bias.data(), y.data(), for_x, each), each};
+    return new HeldProduct{Product(kernels, x.data(), rows, inputs, found, y.data(),
+                                   activated ? activated->data() : nullptr, parts, for_x, each),
+                           each};
   }
 
-  void backward(Array<float, 2> y_grad, std::optional<Written> x_grad, std::optional<Written> grad,
+  void backward(Array<float, 2> y_grad, std::optional<Array<float, 2>> y,
+                std::optional<Written> x_grad, std::optional<Written> grad,
                 std::optional<Written> bias_grad) const {
     check_shape(y_grad, product.rows, product.outputs, "y_grad");
+    if (y) check_shape(*y, product.rows, product.outputs, "y");
     if (x_grad) check_shape(*x_grad, product.rows, product.inputs, "x_grad");
     if (x_grad && !product.has_x()) refuse("x's gradient was not to be wanted");
     if (!grad != !bias_grad) refuse("grad and bias_grad go together");
@@ -286,7 +293,7 @@ struct HeldProduct {
     float* to = grad ? grad->data() : nullptr;
     float* to_bias = grad ? bias_grad->data() : nullptr;
     nb::gil_scoped_release released;
-    product.backward(y_grad.data(), to_x, to, to_bias, each);
+    product.backward(y_grad.data(), y ? y->data() : nullptr, to_x, to, to_bias, each);
   }
 };
 
@@ -301,6 +308,21 @@ template <typename T>
 void check_rows(const T& x, size_t rows, size_t columns, const char* what) {
   check_shape(x, rows, columns, what);
   if (columns > 1 && x.stride(1) != 1) refuse(std::string(what) + ": rows must not have gaps");
+}
+
+Dropping dropping(double share) {
+  if (!(share >= 0 && share < 1)) refuse("share must be from 0 up to 1");
+  const double dropped = std::floor(share * 4294967296.0);
+  return {static_cast<int32_t>(dropped - 2147483648.0),
+          static_cast<float>(1 / (1 - dropped / 4294967296.0))};
+}
+
+// A hash of 64 bits (splitmix64, Steele, Lea and Flood 2014), the lower half.
+uint32_t hash(uint64_t seed, uint64_t part) {
+  uint64_t bits = seed + (part + 1) * 0x9E3779B97F4A7C15u;
+  bits = (bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9u;
+  bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EBu;
+  return static_cast<uint32_t>(bits ^ (bits >> 31));
 }
 
 // Attention of a batch of texts, each to itself: who asks, who is asked, and what is dropped.
@@ -329,10 +351,7 @@ struct Texts {
       if (keys(i) == keys(i + 1)) refuse("a text has no keys");
     check_rows(out, q.shape(0), wide, "out");
     check_rows(log_sums, heads, q.shape(0), "log_sums");
-    if (!(share >= 0 && share < 1)) refuse("share must be from 0 up to 1");
-    const double dropped = std::floor(share * 4294967296.0);
-    how.limit = static_cast<int32_t>(dropped - 2147483648.0);
-    how.factor = static_cast<float>(1 / (1 - dropped / 4294967296.0));
+    how = dropping(share);
   }
 
   static void check_ascending(const Array<int32_t, 1>& offsets, size_t last, const char* what) {
@@ -360,13 +379,8 @@ struct Texts {
       of.out_stride = wide;
       of.out = out.data() + query * wide + at;
       of.log_sums = log_sums.data() + head * q.shape(0) + query;
-      // A hash of 64 bits (splitmix64, Steele, Lea and Flood 2014).
-      uint64_t bits = seed + (part + 1) * 0x9E3779B97F4A7C15u;
-      bits = (bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9u;
-      bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EBu;
-      bits ^= bits >> 31;
       const Block<float> scratch = allocate<float>(attend_train_scratch(of.queries, of.keys, d));
-      one(of, query, key, at, static_cast<uint32_t>(bits), scratch.get());
+      one(of, query, key, at, hash(seed, part), scratch.get());
     });
   }
 };
@@ -403,6 +417,78 @@ void attend_back(Strided q, Strided k, Strided v, Array<int32_t, 1> query_offset
     // Where nobody asks, the gradients of keys and values are zeros.
     kernels.attend_train_back(of, texts.how, bits, room);
   });
+}
+
+// LayerNorm(residual + dropout(x)) of rows.
+struct Sums {
+  size_t rows, most;  // rows of a part, of which there are few: each has weight's gradient of its own
+  AddNorm of;
+
+  Sums(const Array<float, 2>& x, const Array<float, 1>& weight, const Array<float, 1>& bias,
+       double eps, double share, uint64_t seed)
+      : rows(x.shape(0)), most(std::max<size_t>(16, (rows + 63) / 64)) {
+    of = {x.shape(1), weight.data(), bias.data(), static_cast<float>(eps), dropping(share),
+          hash(seed, 0)};
+    if (weight.shape(0) != of.n || bias.shape(0) != of.n) refuse("the norm is of another width");
+  }
+  size_t parts() const { return (rows + most - 1) / most; }
+  // one(row, the number of its first element)
+  template <typename One>
+  void run(size_t part, One one) const {
+    for (size_t row = part * most; row < std::min(rows, (part + 1) * most); ++row)
+      one(row, static_cast<uint32_t>(row * of.n));
+  }
+};
+
+void add_norm(Array<float, 2> x, Array<float, 2> residual, Array<float, 1> weight,
+              Array<float, 1> bias, double eps, double share, uint64_t seed, Written total, Written out,
+              Written found, size_t threads) {
+  const Kernels& kernels = kernels_called(std::nullopt);
+  const Sums sums(x, weight, bias, eps, share, seed);
+  const size_t n = sums.of.n;
+  check_shape(residual, sums.rows, n, "residual");
+  check_shape(total, sums.rows, n, "total");
+  check_shape(out, sums.rows, n, "out");
+  check_shape(found, sums.rows, 2, "found");
+  nb::gil_scoped_release released;
+  for_each(threads, sums.parts(), [&](size_t part) {
+    sums.run(part, [&](size_t row, uint32_t number) {
+      kernels.add_norm(sums.of, number, x.data() + row * n, residual.data() + row * n,
+                       total.data() + row * n, out.data() + row * n, found.data() + row * 2);
+    });
+  });
+}
+
+// x_grad is not written where nothing is dropped: it is residual_grad then.
+void add_norm_back(Array<float, 2> total, Array<float, 2> found, Array<float, 1> weight,
+                   Array<float, 1> bias, double eps, double share, uint64_t seed,
+                   Array<float, 2> out_grad, Written residual_grad, Written x_grad, Flat weight_grad,
+                   Flat bias_grad, size_t threads) {
+  const Kernels& kernels = kernels_called(std::nullopt);
+  const Sums sums(total, weight, bias, eps, share, seed);
+  const size_t n = sums.of.n;
+  check_shape(found, sums.rows, 2, "found");
+  check_shape(out_grad, sums.rows, n, "out_grad");
+  check_shape(residual_grad, sums.rows, n, "residual_grad");
+  check_shape(x_grad, sums.rows, n, "x_grad");
+  if (weight_grad.shape(0) != n || bias_grad.shape(0) != n) refuse("a gradient is of another width");
+  nb::gil_scoped_release released;
+  std::vector<float> of_parts(sums.parts() * 2 * n, 0.0f);
+  for_each(threads, sums.parts(), [&](size_t part) {
+    float* own = of_parts.data() + part * 2 * n;
+    sums.run(part, [&](size_t row, uint32_t number) {
+      kernels.add_norm_back(sums.of, number, total.data() + row * n, found.data() + row * 2,
+                            out_grad.data() + row * n, residual_grad.data() + row * n,
+                            x_grad.data() + row * n, own, own + n);
+    });
+  });
+  std::fill_n(weight_grad.data(), n, 0.0f);
+  std::fill_n(bias_grad.data(), n, 0.0f);
+  for (size_t part = 0; part < sums.parts(); ++part)
+    for (size_t i = 0; i < n; ++i) {
+      weight_grad.data()[i] += of_parts[part * 2 * n + i];
+      bias_grad.data()[i] += of_parts[(part * 2 + 1) * n + i];
+    }
 }
 
 // A tensor of an optimiser: its numbers, their gradient and what is remembered of it.
@@ -470,9 +556,9 @@ NB_MODULE(_native, module) {
   using enrobe::HeldProduct;
   module.def("has_products", [] { return enrobe::all_kernels().front()->pack_rows != nullptr; });
   nb::class_<HeldProduct>(module, "Product")
-      .def(nb::new_(&HeldProduct::make), "x"_a.noconvert(), "matrices"_a, "bias"_a.noconvert(),
-           "y"_a.noconvert(), "for_x"_a, "threads"_a)
-      .def("backward", &HeldProduct::backward, "y_grad"_a.noconvert(),
+      .def(nb::new_(&HeldProduct::make), "x"_a.noconvert(), "matrices"_a.noconvert(),
+           "y"_a.noconvert(), "activated"_a.noconvert().none(), "parts"_a, "for_x"_a, "threads"_a)
+      .def("backward", &HeldProduct::backward, "y_grad"_a.noconvert(), "y"_a.noconvert().none(),
            "x_grad"_a.noconvert().none(), "grad"_a.noconvert().none(),
            "bias_grad"_a.noconvert().none());
   module.def("attend", &enrobe::attend, "q"_a.noconvert(), "k"_a.noconvert(), "v"_a.noconvert(),
@@ -483,6 +569,13 @@ NB_MODULE(_native, module) {
              "heads"_a, "share"_a, "seed"_a, "out"_a.noconvert(), "log_sums"_a.noconvert(),
              "out_grad"_a.noconvert(), "q_grad"_a.noconvert(), "k_grad"_a.noconvert(),
              "v_grad"_a.noconvert(), "threads"_a);
+  module.def("add_norm", &enrobe::add_norm, "x"_a.noconvert(), "residual"_a.noconvert(),
+             "weight"_a.noconvert(), "bias"_a.noconvert(), "eps"_a, "share"_a, "seed"_a,
+             "total"_a.noconvert(), "out"_a.noconvert(), "found"_a.noconvert(), "threads"_a);
+  module.def("add_norm_back", &enrobe::add_norm_back, "total"_a.noconvert(), "found"_a.noconvert(),
+             "weight"_a.noconvert(), "bias"_a.noconvert(), "eps"_a, "share"_a, "seed"_a,
+             "out_grad"_a.noconvert(), "residual_grad"_a.noconvert(), "x_grad"_a.noconvert(),
+             "weight_grad"_a.noconvert(), "bias_grad"_a.noconvert(), "threads"_a);
   module.def("adamw", &enrobe::adamw, "tensors"_a.noconvert(), "hows"_a, "beta1"_a, "beta2"_a,
              "eps"_a, "grad_scale"_a, "threads"_a);
   module.def("sum_of_squares", &enrobe::sum_of_squares, "tensors"_a.noconvert(), "threads"_a);

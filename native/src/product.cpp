@@ -13,32 +13,39 @@ constexpr size_t kColumns = 16;
 
 size_t ceiling(size_t n, size_t by) { return (n + by - 1) / by; }
 
-// Where the tile of a panel starts: [N/16][K/64][3][16][16][4].
-size_t tile(size_t group, size_t step, size_t steps, size_t part) {
-  return ((group * steps + step) * 3 + part) * kTile;
+// Where the tile of a panel starts: [N/16][K/64][parts][16][16][4].
+size_t tile(size_t group, size_t step, size_t steps, size_t part, size_t parts) {
+  return ((group * steps + step) * parts + part) * kTile;
+}
+
+Slices slices_of(const Kernels& kernels, size_t parts) {
+  return parts == 2 ? Slices{2, kernels.slice_two, kernels.dot_two}
+                    : Slices{3, kernels.slice, kernels.dot_sliced_short};
 }
 
 // out[rows][columns] (a stride apart) = rows of bytes times a panel, in parts that threads share.
-// `scale` is that of each column; `bias` may be null.
-void multiply(const Kernels& kernels, const Sliced& a, size_t rows, const int8_t* panel,
-              const float* scale, size_t k, size_t columns, const float* bias, float* out,
-              const Each& each) {
+// `scale` is that of each column; `bias` may be null, and `activated`, which is GELU(out).
+void multiply(const Kernels& kernels, const Slices& how, const Sliced& a, size_t rows,
+              const int8_t* panel, const float* scale, size_t k, size_t columns, const float* bias,
+              float* out, float* activated, const Each& each) {
   const size_t most = kernels.float_rows, blocks = ceiling(rows, most);
   each(ceiling(columns, kPanel) * blocks, [&](size_t part) {
     alignas(64) float sums[kMostRows * kPanel];
     const size_t first = part % blocks * most, column = part / blocks * kPanel;
     const size_t count = std::min(most, rows - first), wide = std::min(kPanel, columns - column);
     kernels.begin();
-    kernels.dot_sliced_short(a.bytes.get() + first * a.stride, a.stride, count, panel + 3 * column * k,
-                             k, a.scale.get() + first, scale + column, sums);
+    how.dot(a.bytes.get() + first * a.stride, a.stride, count, panel + how.parts * column * k, k,
+            a.scale.get() + first, scale + column, sums);
     kernels.end();
     for (size_t row = 0; row < count; ++row) {
-      float* to = out + (first + row) * columns + column;
+      const size_t place = (first + row) * columns + column;
+      float* to = out + place;
       const float* from = sums + row * kPanel;
       if (bias)
         for (size_t i = 0; i < wide; ++i) to[i] = from[i] + bias[column + i];
       else
         std::memcpy(to, from, wide * sizeof(float));
+      if (activated) kernels.gelu(to, wide, activated + place);
     }
   });
 }
@@ -46,7 +53,7 @@ void multiply(const Kernels& kernels, const Sliced& a, size_t rows, const int8_t
 // Slices rows of n numbers, filled up with zeros. `by` has padded(n).
 class Slicer {
  public:
-  Slicer(const Kernels& kernels, size_t n) : kernels_(kernels), n_(n) {
+  Slicer(const Slices& how, size_t n) : how_(how), n_(n) {
     if (n == padded(n)) return;
     row_ = allocate<float>(padded(n));
     std::fill(row_.get(), row_.get() + padded(n), 0.0f);
@@ -56,100 +63,115 @@ class Slicer {
       std::memcpy(row_.get(), x, n_ * sizeof(float));
       x = row_.get();
     }
-    kernels_.slice(x, by, padded(n_), out, scale);
+    how_.slice(x, by, padded(n_), out, scale);
   }
 
  private:
-  const Kernels& kernels_;
+  const Slices& how_;
   const size_t n_;
   Block<float> row_;
 };
 
 constexpr size_t kRowsAtOnce = 16;
 
-size_t outputs_of(const std::vector<std::pair<const float*, size_t>>& matrices) {
+size_t outputs_of(const std::vector<Matrix>& matrices) {
   size_t count = 0;
-  for (const auto& matrix : matrices) count += matrix.second;
+  for (const Matrix& matrix : matrices) count += matrix.count;
   return count;
 }
 
 }  // namespace
 
-Sliced::Sliced(size_t rows, size_t k)
-    : stride(row_bytes(k, true)), bytes(allocate<int8_t>(rows * stride)), scale(allocate<float>(rows)) {}
+Sliced::Sliced(size_t rows, size_t k, size_t parts)
+    : stride(row_bytes(k, parts)), bytes(allocate<int8_t>(rows * stride)), scale(allocate<float>(rows)) {}
 
 Product::Product(const Kernels& kernels, const float* x, size_t rows, size_t inputs,
-                 const std::vector<std::pair<const float*, size_t>>& matrices, const float* bias,
-                 float* y, bool for_x, const Each& each)
-    : rows(rows), inputs(inputs), outputs(outputs_of(matrices)), kernels_(kernels), x_(rows, inputs),
-      scale_(allocate<float>(padded(outputs))), ones_(allocate<float>(padded(inputs))) {
+                 const std::vector<Matrix>& matrices, float* y, float* activated, size_t parts,
+                 bool for_x, const Each& each)
+    : rows(rows), inputs(inputs), outputs(outputs_of(matrices)), kernels_(kernels),
+      how_(slices_of(kernels, parts)), x_(rows, inputs, parts), scale_(allocate<float>(padded(outputs))), ones_(allocate<float>(padded(inputs))) {
   std::fill(ones_.get(), ones_.get() + padded(inputs), 1.0f);
   const Block<int8_t> along_inputs = pack(matrices, for_x, each);
   each(ceiling(rows, kRowsAtOnce), [&](size_t part) {
-    Slicer slicer(kernels_, inputs);
+    Slicer slicer(how_, inputs);
     for (size_t row = part * kRowsAtOnce; row < std::min(rows, (part + 1) * kRowsAtOnce); ++row)
       slicer(x + row * inputs, nullptr, x_.bytes.get() + row * x_.stride, x_.scale.get() + row);
   });
-  multiply(kernels_, x_, rows, along_inputs.get(), scale_.get(), padded(inputs), outputs, bias, y,
-           each);
+  std::vector<float> bias;
+  for (const Matrix& matrix : matrices)
+    bias.insert(bias.end(), matrix.bias, matrix.bias + matrix.count);
+  multiply(kernels_, how_, x_, rows, along_inputs.get(), scale_.get(), padded(inputs), outputs,
+           bias.data(), y, activated, each);
 }
 
-Block<int8_t> Product::pack(const std::vector<std::pair<const float*, size_t>>& matrices, bool for_x,
-                            const Each& each) {
+Block<int8_t> Product::pack(const std::vector<Matrix>& matrices, bool for_x, const Each& each) {
   std::vector<const float*> from;
-  for (const auto& [values, count] : matrices)
-    for (size_t row = 0; row < count; ++row) from.push_back(values + row * inputs);
+  for (const Matrix& matrix : matrices)
+    for (size_t row = 0; row < matrix.count; ++row) from.push_back(matrix.values + row * inputs);
+  const size_t parts = how_.parts;
   const size_t wide = padded(inputs), tall = padded(outputs);
-  Block<int8_t> along_inputs = allocate<int8_t>(3 * wide * tall);
-  if (for_x) along_outputs_ = allocate<int8_t>(3 * wide * tall);
+  Block<int8_t> along_inputs = allocate<int8_t>(parts * wide * tall);
+  if (for_x) along_outputs_ = allocate<int8_t>(parts * wide * tall);
   each(tall / kStep, [&](size_t step) {
-    Sliced sliced(kStep, inputs);
-    Slicer slicer(kernels_, inputs);
+    Sliced sliced(kStep, inputs, parts);
+    Slicer slicer(how_, inputs);
     for (size_t row = 0; row < kStep; ++row) {
       int8_t* bytes = sliced.bytes.get() + row * sliced.stride;
       const size_t output = step * kStep + row;
       if (output < outputs) {
         slicer(from[output], nullptr, bytes, scale_.get() + output);
       } else {
-        std::memset(bytes, 0, 3 * wide);
+        std::memset(bytes, 0, parts * wide);
         scale_[output] = 0.0f;
       }
     }
-    for (size_t slice = 0; slice < 3; ++slice) {
+    for (size_t slice = 0; slice < parts; ++slice) {
       const int8_t* bytes = sliced.bytes.get() + slice * wide;
       for (size_t group = 0; group < kStep / kColumns; ++group)
         for (size_t at = 0; at < wide / kStep; ++at)
           kernels_.pack_columns(bytes + group * kColumns * sliced.stride + at * kStep, sliced.stride,
                                 along_inputs.get() + tile(step * kStep / kColumns + group, at,
-                                                          wide / kStep, slice));
+                                                          wide / kStep, slice, parts));
       if (!for_x) continue;
       for (size_t group = 0; group < wide / kColumns; ++group)
         kernels_.pack_rows(bytes + group * kColumns, sliced.stride,
-                           along_outputs_.get() + tile(group, step, tall / kStep, slice));
+                           along_outputs_.get() + tile(group, step, tall / kStep, slice, parts));
     }
   });
   return along_inputs;
 }
 
-void Product::backward(const float* y_grad, float* x_grad, float* grad, float* bias_grad,
-                       const Each& each) const {
-  if (x_grad) {
-    // Summed over outputs, each of which has a scale in W.
-    Sliced by_row(rows, outputs);
+void Product::backward(const float* y_grad, const float* y, float* x_grad, float* grad,
+                       float* bias_grad, const Each& each) const {
+  const size_t parts = how_.parts;
+  Block<float> before;
+  if (y) before = allocate<float>(rows * outputs);
+  // Summed over outputs, each of which has a scale in W.
+  Sliced by_row(x_grad ? rows : 0, outputs, parts);
+  if (x_grad || y)
     each(ceiling(rows, kRowsAtOnce), [&](size_t part) {
-      Slicer slicer(kernels_, outputs);
-      for (size_t row = part * kRowsAtOnce; row < std::min(rows, (part + 1) * kRowsAtOnce); ++row)
-        slicer(y_grad + row * outputs, scale_.get(), by_row.bytes.get() + row * by_row.stride,
-               by_row.scale.get() + row);
+      Slicer slicer(how_, outputs);
+      for (size_t row = part * kRowsAtOnce; row < std::min(rows, (part + 1) * kRowsAtOnce); ++row) {
+        const float* from = y_grad + row * outputs;
+        if (y) {
+          float* to = before.get() + row * outputs;
+          kernels_.gelu_back(y + row * outputs, from, outputs, to);
+          from = to;
+        }
+        if (x_grad)
+          slicer(from, scale_.get(), by_row.bytes.get() + row * by_row.stride,
+                 by_row.scale.get() + row);
+      }
     });
-    multiply(kernels_, by_row, rows, along_outputs_.get(), ones_.get(), padded(outputs), inputs,
-             nullptr, x_grad, each);
-  }
+  if (y) y_grad = before.get();
+  if (x_grad)
+    multiply(kernels_, how_, by_row, rows, along_outputs_.get(), ones_.get(), padded(outputs), inputs,
+             nullptr, x_grad, nullptr, each);
   if (!grad) return;
   // Summed over rows, each of which has a scale in x.
   const size_t long_ = padded(rows), steps = long_ / kStep, wide = padded(inputs);
-  Block<int8_t> panel = allocate<int8_t>(3 * long_ * wide);
-  Sliced by_output(outputs, rows);
+  Block<int8_t> panel = allocate<int8_t>(parts * long_ * wide);
+  Sliced by_output(outputs, rows, parts);
   Block<float> x_scale = allocate<float>(long_);
   std::copy(x_.scale.get(), x_.scale.get() + rows, x_scale.get());
   std::fill(x_scale.get() + rows, x_scale.get() + long_, 0.0f);
@@ -162,13 +184,13 @@ void Product::backward(const float* y_grad, float* x_grad, float* grad, float* b
       if (count < kStep) {
         filled = allocate<int8_t>(kStep * stride);
         std::memset(filled.get(), 0, kStep * stride);
-        std::memcpy(filled.get(), from, (count - 1) * stride + 3 * wide);
+        std::memcpy(filled.get(), from, (count - 1) * stride + parts * wide);
         from = filled.get();
       }
       for (size_t group = 0; group < wide / kColumns; ++group)
-        for (size_t slice = 0; slice < 3; ++slice)
+        for (size_t slice = 0; slice < parts; ++slice)
           kernels_.pack_rows(from + slice * wide + group * kColumns, stride,
-                             panel.get() + tile(group, part, steps, slice));
+                             panel.get() + tile(group, part, steps, slice, parts));
       return;
     }
     const size_t first = (part - steps) * kColumns, count = std::min(kColumns, outputs - first);
@@ -181,15 +203,16 @@ void Product::backward(const float* y_grad, float* x_grad, float* grad, float* b
       float* column = columns.get() + i * long_;
       for (size_t row = whole; row < rows; ++row) column[row] = y_grad[row * outputs + first + i];
       std::fill(column + rows, column + long_, 0.0f);
-      kernels_.slice(column, x_scale.get(), long_,
-                     by_output.bytes.get() + (first + i) * by_output.stride,
-                     by_output.scale.get() + first + i);
+      how_.slice(column, x_scale.get(), long_,
+                 by_output.bytes.get() + (first + i) * by_output.stride,
+                 by_output.scale.get() + first + i);
     }
     for (size_t i = 0; i < count; ++i) bias_grad[first + i] = 0.0f;
     for (size_t row = 0; row < rows; ++row)
       for (size_t i = 0; i < count; ++i) bias_grad[first + i] += y_grad[row * outputs + first + i];
   });
-  multiply(kernels_, by_output, outputs, panel.get(), ones_.get(), long_, inputs, nullptr, grad, each);
+  multiply(kernels_, how_, by_output, outputs, panel.get(), ones_.get(), long_, inputs, nullptr, grad,
+           nullptr, each);
 }
 
 }  // namespace enrobe

@@ -3,6 +3,7 @@
 namespace {
 
 using enrobe::AdamW;
+using enrobe::AddNorm;
 using enrobe::Dropping;
 using enrobe::Heads;
 
@@ -168,6 +169,87 @@ void attend_train_back(const Heads& of, const Dropping& how, uint32_t key, float
   for (size_t i = 0; i < of.queries; ++i)
     for (size_t c = 0; c < of.d; ++c)
       of.q_grad[i * of.q_grad_stride + c] = q_grad[i * wide + c] * root;
+}
+
+// --- between products -----------------------------------------------------------------------------
+
+ENROBE_INLINE V read(const float* x, size_t left) {
+  if (left >= 16) return load(x);
+  alignas(64) float some[16] = {};
+  __builtin_memcpy(some, x, left * sizeof(float));
+  return load(some);
+}
+ENROBE_INLINE void write(float* x, size_t left, V v) {
+  if (left >= 16) return store(x, v);
+  alignas(64) float some[16];
+  store(some, v);
+  __builtin_memcpy(x, some, left * sizeof(float));
+}
+
+void gelu_rows(const float* x, size_t n, float* out) {
+  for (size_t i = 0; i < n; i += 16) write(out + i, n - i, gelu(read(x + i, n - i)));
+}
+
+// Phi(x) + x phi(x), of the normal distribution and its density.
+void gelu_back(const float* x, const float* out_grad, size_t n, float* grad) {
+  for (size_t i = 0; i < n; i += 16) {
+    const V v = read(x + i, n - i);
+    const V density = splat(0.398942280f) * exponential(v * v * splat(-0.5f));
+    write(grad + i, n - i, read(out_grad + i, n - i) * fma(v, density, normal(v)));
+  }
+}
+
+void add_norm(const AddNorm& of, uint32_t number, const float* x, const float* residual, float* total,
+              float* out, float* found) {
+  V sums = splat(0.0f);
+  for (size_t i = 0; i < of.n; i += 16) {
+    const size_t left = of.n - i;
+    V v = read(x + i, left);
+    if (of.how.limit != INT32_MIN) v *= kept(of.how, of.key, lanes_from(number + (uint32_t)i));
+    v += read(residual + i, left);
+    write(total + i, left, v);
+    sums += v;
+  }
+  const float mean = sum(sums) / (float)of.n;
+  V squares = splat(0.0f);
+  for (size_t i = 0; i < of.n; i += 16) {
+    V apart = read(total + i, of.n - i) - splat(mean);
+    if (of.n - i < 16) apart = pick(first(of.n - i), apart, splat(0.0f));
+    squares = fma(apart, apart, squares);
+  }
+  const float factor = 1.0f / __builtin_sqrtf(sum(squares) / (float)of.n + of.eps);
+  found[0] = mean, found[1] = factor;
+  for (size_t i = 0; i < of.n; i += 16) {
+    const size_t left = of.n - i;
+    const V scaled = (read(total + i, left) - splat(mean)) * splat(factor);
+    write(out + i, left, fma(scaled, read(of.weight + i, left), read(of.bias + i, left)));
+  }
+}
+
+void add_norm_back(const AddNorm& of, uint32_t number, const float* total, const float* found,
+                   const float* out_grad, float* residual_grad, float* x_grad, float* weight_grad,
+                   float* bias_grad) {
+  const V mean = splat(found[0]), factor = splat(found[1]);
+  V sums = splat(0.0f), products = splat(0.0f);
+  for (size_t i = 0; i < of.n; i += 16) {
+    const size_t left = of.n - i;
+    const V grad = read(out_grad + i, left), scaled = (read(total + i, left) - mean) * factor;
+    const V weighted = grad * read(of.weight + i, left);
+    sums += weighted;
+    products = fma(weighted, scaled, products);
+    write(weight_grad + i, left, fma(grad, scaled, read(weight_grad + i, left)));
+    write(bias_grad + i, left, grad + read(bias_grad + i, left));
+  }
+  const V level = splat(sum(sums) / (float)of.n), slope = splat(sum(products) / (float)of.n);
+  for (size_t i = 0; i < of.n; i += 16) {
+    const size_t left = of.n - i;
+    const V scaled = (read(total + i, left) - mean) * factor;
+    const V weighted = read(out_grad + i, left) * read(of.weight + i, left);
+    const V grad = factor * (weighted - level - scaled * slope);
+    write(residual_grad + i, left, grad);
+    if (of.how.limit != INT32_MIN)
+      write(x_grad + i, left, grad * kept(of.how, of.key, lanes_from(number + (uint32_t)i)));
+  }
 }
 
 // --- AdamW ----------------------------------------------------------------------------------------

@@ -254,8 +254,8 @@ ENROBE_INLINE V exponential(V x) {
   return p * Bits<V, I>::of((n + splat(127)) << 23);
 }
 
-// x * 0.5 * (1 + erf(x / sqrt(2))); erf as a ratio of two polynomials with Eigen's coefficients.
-ENROBE_INLINE V gelu(V x) {
+// erf(x / sqrt(2)) as a ratio of two polynomials with Eigen's coefficients.
+ENROBE_INLINE V erf_of_root(V x) {
   const V z = minimum(maximum(x * splat(0.707106781f), splat(-3.8325067f)), splat(3.8325067f));
   const V s = z * z;
   V p = splat(-2.72614225801306e-10f);
@@ -270,8 +270,15 @@ ENROBE_INLINE V gelu(V x) {
   q = fma(q, s, splat(-1.68282697438203e-03f));
   q = fma(q, s, splat(-7.37332916720468e-03f));
   q = fma(q, s, splat(-1.42647390514189e-02f));
-  const V half = x * splat(0.5f);
-  return fma(half, z * p / q, half);
+  return z * p / q;
 }
+
+// x * 0.5 * (1 + erf(x / sqrt(2)))
+ENROBE_INLINE V gelu(V x) {
+  const V half = x * splat(0.5f);
+  return fma(half, erf_of_root(x), half);
+}
+// 0.5 * (1 + erf(x / sqrt(2)))
+ENROBE_INLINE V normal(V x) { return fma(splat(0.5f), erf_of_root(x), splat(0.5f)); }
 
 }  // namespace

@@ -465,7 +465,7 @@ def test_a_checkpoint_that_is_missing_or_damaged_is_said(tmp_path: Path) -> None
         ("log_every", -1, "log_every is -1"),
         ("keep", 0, "keep is 0"),
         ("evaluate_every", 0, "evaluate_every is 0; allowed: 1 or more"),
-        ("precision", "float16", "precision is 'float16'; allowed: auto, float32, bfloat16"),
+        ("precision", "float16", "precision is 'float16'; allowed: auto, float32, tf32, bfloat16"),
         ("device", "gpu", "device is 'gpu'; allowed: auto, cpu, cuda"),
         ("lr", -1.0, "lr is -1.0"),
     ],

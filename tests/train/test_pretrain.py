@@ -737,9 +737,11 @@ def test_a_loss_that_is_not_finite_saves_a_batch_that_reproduces_it(
     assert not math.isfinite(sum(losses))
 
 
-def test_bfloat16_on_a_cpu_learns_too(files: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["bfloat16", "tf32"])
+def test_less_precision_on_a_cpu_learns_too(files: Path, tmp_path: Path, precision: str) -> None:
     whole = run(files, tmp_path / "whole")
-    half = run(files, tmp_path / "half", train__precision="bfloat16")
+    half = run(files, tmp_path / "half", train__precision=precision)
+    assert torch.get_float32_matmul_precision() == "highest"
     assert half.after["near"]["loss"] == pytest.approx(whole.after["near"]["loss"], rel=0.02)
 
 

@@ -334,7 +334,7 @@ class _Own(Function):
         *inputs, mixed_PH, log_sums_NP = ctx.saved_tensors
         kernels = kernels_for(mixed_PH)
         assert kernels is not None
-        grads = [x.new_empty(x.shape) for x in inputs]
+        grads = _grads(*inputs)
         kernels.attend_back(
             *(x.numpy() for x in inputs),
             *ctx.how,
@@ -345,6 +345,15 @@ class _Own(Function):
             torch.get_num_threads(),
         )
         return (*grads, None, None, None)
+
+
+def _grads(query_PH: Tensor, key_TH: Tensor, value_TH: Tensor) -> list[Tensor]:
+    """Room for gradients, side by side where they are of one product, as `_Product` wants them."""
+    hidden = query_PH.shape[1]
+    if len(query_PH) == len(key_TH):
+        return list(torch.split(query_PH.new_empty(len(query_PH), 3 * hidden), hidden, dim=1))
+    sides = torch.split(key_TH.new_empty(len(key_TH), 2 * hidden), hidden, dim=1)
+    return [query_PH.new_empty(query_PH.shape), *sides]
 
 
 class _Dropping(Function):

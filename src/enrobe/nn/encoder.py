@@ -22,14 +22,14 @@ from fnmatch import fnmatchcase
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from enrobe.config import EncoderConfig
 from enrobe.nn.attention import Ids, Spans, attend, plan
 from enrobe.nn.dropout import Dropout
-from enrobe.nn.products import project
+from enrobe.nn.norms import add_norm
+from enrobe.nn.products import project, project_gelu
 
 # How every parameter starts, by name; the first match holds. `normal` has a mean of 0 and a
 # standard deviation of initializer_range (BERT, RoBERTa). The word embedding of pad_id is 0.
@@ -127,10 +127,10 @@ class Layer(nn.Module):
             heads=self.num_heads,
             dropout=self.attention_dropout if self.training else 0.0,
         )
-        mixed_PH = self.attention_norm(asking_PH + self.dropout(project(mixed_PH, self.output)[0]))
-        wide_PW = F.gelu(project(mixed_PH, self.up)[0])
-        out_PH: Tensor = self.norm(mixed_PH + self.dropout(project(wide_PW, self.down)[0]))
-        return out_PH
+        (mixed_PH,) = project(mixed_PH, self.output)
+        mixed_PH = add_norm(asking_PH, mixed_PH, self.attention_norm, self.dropout)
+        (out_PH,) = project(project_gelu(mixed_PH, self.up), self.down)
+        return add_norm(mixed_PH, out_PH, self.norm, self.dropout)
 
 
 class Encoder(nn.Module):

@@ -3,8 +3,8 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from enrobe.train.state import LATEST, Checkpoints, State, check_recipe, load_st
 from enrobe.train.stretch import Stretch, peak
 from enrobe.train.work import Evaluation, Micro, Work
 
-Precision = Literal["auto", "float32", "bfloat16"]
+Precision = Literal["auto", "float32", "tf32", "bfloat16"]
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -44,7 +44,7 @@ class TrainConfig(OptimizerConfig):
     micro_tokens: int = 16_384
     # that go through the model at once; bounds memory
     precision: Precision = "auto"
-    # auto: bfloat16 on a GPU, float32 on a CPU
+    # auto: bfloat16 on a GPU, float32 on a CPU; tf32: float32, its products rounded
     device: Device = "auto"
     compile: bool | None = None
     # the layers, by torch.compile; None: on a GPU
@@ -177,6 +177,18 @@ def fit(
         log.close()
 
 
+@contextmanager
+def _products(precision: Precision) -> Iterator[None]:
+    """Let products of float32 numbers round them, where that is asked for and the device can."""
+    before = torch.get_float32_matmul_precision()
+    if precision == "tf32":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 class _Loop:
     def __init__(
         self,
@@ -223,6 +235,7 @@ class _Loop:
 
         steps = range(step, step if early else config.steps)
         with (
+            _products(config.precision),
             noted_signals() as signalled,
             batches_ahead(self.work.batch, steps, self.loaders) as batches,
         ):

@@ -10,16 +10,15 @@ WSD      warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395)
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from enrobe.errors import CallError, ModelError, nearest, show
 from enrobe.nn.kernels import kernels_for
+from enrobe.train.own_adamw import OwnAdamW
 
 OptimizerName = Literal["adamw", "muon"]
 ScheduleName = Literal["linear", "wsd", "constant"]
@@ -112,37 +111,6 @@ def parameter_groups(
     ]
 
 
-@torch.no_grad()
-def _own_adamw(kernels: ModuleType, optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """A step of torch's AdamW by enrobe-native's kernel, by gradients times a factor."""
-    beta1, beta2 = optimizer.defaults["betas"]
-    tensors, hows = [], []
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is None:
-                continue
-            state = optimizer.state[parameter]
-            if not state:
-                state["step"] = torch.zeros(())
-                state["exp_avg"] = torch.zeros_like(parameter)
-                state["exp_avg_sq"] = torch.zeros_like(parameter)
-            state["step"] += 1
-            steps = state["step"].item()
-            rate = group["lr"] / (1 - beta1**steps)
-            keep = 1 - group["lr"] * group["weight_decay"]
-            hows.append((rate, keep, (1 - beta2**steps) ** -0.5))
-            parts = (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
-            tensors.append(tuple(map(_flat, parts)))
-    eps, threads = optimizer.defaults["eps"], torch.get_num_threads()
-    kernels.adamw(tensors, hows, beta1, beta2, eps, factor, threads)
-
-
-def _flat(x: Tensor) -> npt.NDArray[np.float32]:
-    """The same memory, as one row."""
-    flat: npt.NDArray[np.float32] = x.detach().view(-1).numpy()
-    return flat
-
-
 class Optimizer:
     """One or two of torch's optimisers behind one learning rate, with a state of named tensors."""
 
@@ -165,21 +133,17 @@ class Optimizer:
             if config.optimizer == "muon" and name.startswith("layers.") and parameter.ndim == 2
         }
         rest = ((n, p) for n, p in named.items() if n not in matrices)
+        adamw = torch.optim.AdamW(
+            parameter_groups(rest, config.weight_decay, lr_scales),
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            fused=True,
+        )
+        self._parts: list[torch.optim.Optimizer] = [adamw]
         fit = all(kernels_for(x) and x.is_contiguous() for x in self.parameters)
-        own = self.parameters and fit and not matrices
-        self._own = kernels_for(self.parameters[0]) if own else None
-        # enrobe-native, where it does AdamW's steps
-        self._factor = 1.0
-        # what its next step multiplies gradients by
-        self._parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(
-                parameter_groups(rest, config.weight_decay, lr_scales),
-                lr=config.lr,
-                betas=config.betas,
-                eps=config.eps,
-                fused=True,
-            )
-        ]
+        own = kernels_for(self.parameters[0]) if self.parameters and fit and not matrices else None
+        self._own = None if own is None else OwnAdamW(own, adamw)
         if matrices:
             self._parts.append(
                 torch.optim.Muon(
@@ -196,12 +160,7 @@ class Optimizer:
             return torch.nn.utils.clip_grad_norm_(
                 self.parameters, math.inf if most is None else most
             )
-        grads = [_flat(x.grad) for x in self.parameters if x.grad is not None]
-        norm = math.sqrt(self._own.sum_of_squares(grads, torch.get_num_threads()))
-        if most is not None:
-            # As torch has it. `step` does the scaling, and need not go through all of it for that.
-            self._factor = min(1.0, most / (norm + 1e-6))
-        return torch.tensor(norm)
+        return self._own.clip(most)
 
     def step(self, lr: float) -> None:
         """Move the weights and forget the gradient."""
@@ -210,10 +169,9 @@ class Optimizer:
                 group["lr"] = lr * group["lr_scale"]
             if self._own is None:
                 part.step()
+                part.zero_grad(set_to_none=True)
             else:
-                _own_adamw(self._own, part, self._factor)
-            part.zero_grad(set_to_none=True)
-        self._factor = 1.0
+                self._own.step()
 
     def state(self) -> dict[str, np.ndarray]:
         """Its state as host arrays: PARAMETER|KEY."""
@@ -246,3 +204,5 @@ class Optimizer:
                     part.state[parameter] = {
                         key: value.to(parameter.device) for key, value in values.items()
                     }
+        if self._own is not None:
+            self._own.forget()
