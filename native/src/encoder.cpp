@@ -14,6 +14,8 @@ namespace {
 // A part is what one thread works through on its own: enough rows that reading the weights is
 // nothing beside multiplying with them, few enough that they stay in the second-level cache.
 constexpr size_t kPart = 256;
+// The last parts are smaller, so that no thread waits long for the others.
+constexpr size_t kLeastPart = 128;
 // Rows whose feed-forward is held at a time, which is the widest there is.
 constexpr size_t kWideRows = 128;
 
@@ -24,9 +26,8 @@ size_t row_stride(size_t n) { return padded(n) + 16; }
 struct Range {
   size_t first, last;
 };
-Range share(size_t count, size_t rank, size_t size) {
-  return {count * rank / size, count * (rank + 1) / size};
-}
+// Rows that a thread of a team takes at a time.
+constexpr size_t kRows = 8;
 
 std::invalid_argument wrong(const std::string& what) { return std::invalid_argument(what); }
 
@@ -175,30 +176,29 @@ struct Step {
   bool prepared;  // x is already, for a matrix with the same inputs
 };
 
-void take(const Step& step, uint8_t* bytes, float* scale, Team& team, size_t rank) {
+void take(const Step& step, uint8_t* bytes, float* scale, Team& team) {
   if (step.linear.takes_bytes() && !step.prepared) {
-    const Range mine = share(step.rows, rank, team.size());
     const size_t bytes_stride = step.linear.bytes();
-    for (size_t row = mine.first; row < mine.last; ++row)
-      step.linear.prepare(step.x + row * step.stride, bytes + row * bytes_stride, scale + row);
-    team.wait();
+    team.each(step.rows, kRows, [&](size_t first, size_t last) {
+      for (size_t row = first; row < last; ++row)
+        step.linear.prepare(step.x + row * step.stride, bytes + row * bytes_stride, scale + row);
+    });
   }
-  const Range mine = share(step.linear.panels(), rank, team.size());
-  step.linear.multiply({step.x, step.stride, bytes, scale}, step.rows, mine.first,
-                       mine.last, step.activation, step.residual, step.residual_stride, step.out,
-                       step.out_stride);
-  team.wait();
+  team.each(step.linear.panels(), 1, [&](size_t first, size_t last) {
+    for (size_t panel = first; panel < last; ++panel)
+      step.linear.multiply({step.x, step.stride, bytes, scale}, step.rows, panel, step.activation,
+                           step.residual, step.residual_stride, step.out, step.out_stride);
+  });
 }
 
 }  // namespace
 
-void Encoder::embed(const Part& part, Work& work, Team& team, size_t rank) const {
+void Encoder::embed(const Part& part, Work& work, Team& team) const {
   const Batch& batch = part.batch;
-  const Range mine = share(part.tokens(), rank, team.size());
   const std::pair<const Table*, const int64_t*> parts[] = {
       {table("word"), batch.ids}, {table("position"), batch.positions},
       {table("token_type"), batch.types}};
-  for (size_t t = mine.first; t < mine.last; ++t) {
+  const auto one = [&](size_t t) {
     float* row = work.middle.get() + t * work.stride;
     std::fill(row, row + sizes.hidden, 0.0f);
     for (const auto& [from, places] : parts) {
@@ -214,8 +214,10 @@ void Encoder::embed(const Part& part, Work& work, Team& team, size_t rank) const
     }
     kernels.norm(row, sizes.hidden, first_norm_->weight.get(), first_norm_->bias.get(),
                  sizes.epsilon, work.x.get() + t * work.stride);
-  }
-  team.wait();
+  };
+  team.each(part.tokens(), kRows, [&](size_t first, size_t last) {
+    for (size_t t = first; t < last; ++t) one(t);
+  });
 }
 
 void Encoder::run_layer(const Part& part, size_t index, Work& work, Team& team,
@@ -225,7 +227,7 @@ void Encoder::run_layer(const Part& part, size_t index, Work& work, Team& team,
   const size_t tokens = part.tokens(), asking = picked ? part.picked() : tokens;
   const size_t stride = work.stride, wide_stride = work.wide_stride;
   const auto go = [&](const Step& step) {
-    take(step, work.bytes.get(), work.scale.get(), team, rank);
+    take(step, work.bytes.get(), work.scale.get(), team);
   };
 
   const float* x = work.x.get();
@@ -237,22 +239,26 @@ void Encoder::run_layer(const Part& part, size_t index, Work& work, Team& team,
   project(*layer.key, x, tokens, work.keys(), false);
   project(*layer.value, x, tokens, work.values(), layer.value->same_inputs(*layer.key));
   if (picked) {
-    const Range mine = share(asking, rank, team.size());
-    for (size_t row = mine.first; row < mine.last; ++row) {
-      const size_t token =
-          static_cast<size_t>(part.wanted.picks[part.picks.first + row]) - part.start();
-      std::copy(x + token * stride, x + token * stride + sizes.hidden,
-                work.asked.get() + row * stride);
-    }
-    team.wait();
+    team.each(asking, kRows, [&](size_t first, size_t last) {
+      for (size_t row = first; row < last; ++row) {
+        const size_t token =
+            static_cast<size_t>(part.wanted.picks[part.picks.first + row]) - part.start();
+        std::copy(x + token * stride, x + token * stride + sizes.hidden,
+                  work.asked.get() + row * stride);
+      }
+    });
     x = work.asked.get();
   }
   project(*layer.query, x, asking, work.projected.get(),
           !picked && layer.query->same_inputs(*layer.value));
 
   const size_t d = sizes.hidden / sizes.heads;
+  struct Text {
+    size_t start, end, query, queries;
+  };
+  std::vector<Text> texts;
   size_t query = 0;  // of the text's first
-  for (size_t row = part.first_row, unit = 0; row < part.last_row; ++row) {
+  for (size_t row = part.first_row; row < part.last_row; ++row) {
     const size_t start = static_cast<size_t>(part.batch.offsets[row]) - part.start();
     const size_t end = static_cast<size_t>(part.batch.offsets[row + 1]) - part.start();
     size_t queries = end - start;
@@ -263,25 +269,27 @@ void Encoder::run_layer(const Part& part, size_t index, Work& work, Team& team,
              picks[part.picks.first + query + queries] < part.batch.offsets[row + 1])
         ++queries;
     }
-    for (size_t head = 0; head < sizes.heads; ++head, ++unit) {
-      if (unit % team.size() != rank || !queries) continue;
-      const size_t first = start * work.projected_stride() + head * d;
-      kernels.attend(work.projected.get() + query * work.projected_stride() + head * d,
-                     work.projected_stride(), queries, work.keys() + first, work.values() + first,
-                     work.projected_stride(), end - start, d,
-                     work.mixed.get() + query * stride + head * d, stride,
-                     work.scratch[rank].get());
-    }
+    if (queries) texts.push_back({start, end, query, queries});
     query += queries;
   }
-  team.wait();
+  team.each(texts.size() * sizes.heads, 1, [&](size_t from, size_t to) {
+    for (size_t unit = from; unit < to; ++unit) {
+      const Text& text = texts[unit / sizes.heads];
+      const size_t at = unit % sizes.heads * d, apart = work.projected_stride();
+      const size_t first = text.start * apart + at;
+      kernels.attend(work.projected.get() + text.query * apart + at, apart, text.queries,
+                     work.keys() + first, work.values() + first, apart, text.end - text.start, d,
+                     work.mixed.get() + text.query * stride + at, stride,
+                     work.scratch[rank].get());
+    }
+  });
 
   const auto normalize = [&](const float* from, const Norm& norm, float* to) {
-    const Range mine = share(asking, rank, team.size());
-    for (size_t row = mine.first; row < mine.last; ++row)
-      kernels.norm(from + row * stride, sizes.hidden, norm.weight.get(), norm.bias.get(),
-                   sizes.epsilon, to + row * stride);
-    team.wait();
+    team.each(asking, kRows, [&](size_t first, size_t last) {
+      for (size_t row = first; row < last; ++row)
+        kernels.norm(from + row * stride, sizes.hidden, norm.weight.get(), norm.bias.get(),
+                     sizes.epsilon, to + row * stride);
+    });
   };
   // Queries, keys and values are no longer needed: their place is taken.
   float* summed = work.projected.get();
@@ -306,20 +314,19 @@ void Encoder::run_part(const Part& part, Work& work, Team& team, size_t rank) co
     const bool picked = layer && part.is_picked(layer - 1);
     const size_t rows = picked ? part.picked() : part.tokens();
     const size_t first = picked ? part.picks.first : part.start();
-    const Range mine = share(rows, rank, team.size());
-    for (size_t row = mine.first; row < mine.last; ++row)
-      std::copy(work.x.get() + row * work.stride, work.x.get() + row * work.stride + sizes.hidden,
-                to + (first + row) * sizes.hidden);
+    team.each(rows, kRows, [&](size_t from, size_t last) {
+      for (size_t row = from; row < last; ++row)
+        std::copy(work.x.get() + row * work.stride,
+                  work.x.get() + row * work.stride + sizes.hidden, to + (first + row) * sizes.hidden);
+    });
   };
   kernels.begin();
-  embed(part, work, team, rank);
+  embed(part, work, team);
   keep(0);
   for (size_t index = 0; index + 1 < part.wanted.layers.size(); ++index) {
-    team.wait();
     run_layer(part, index, work, team, rank);
     keep(index + 1);
   }
-  team.wait();
   kernels.end();
 }
 
@@ -340,10 +347,15 @@ void Encoder::spread(const std::function<void(size_t)>& work) {
 
 void Encoder::run(const Batch& batch, const Wanted& wanted) {
   std::lock_guard<std::mutex> lock(running_);
-  const auto parts_of = [&](size_t most) {
+  const size_t all = static_cast<size_t>(batch.offsets[batch.rows]);
+  const auto parts_of = [&](bool alone) {
     std::vector<Part> parts;
     size_t pick = 0;
     for (size_t row = 0; row < batch.rows;) {
+      const size_t left = all - static_cast<size_t>(batch.offsets[row]);
+      const size_t most =
+          alone ? std::clamp(left / (2 * threads), kLeastPart, kPart)
+                : kPart * threads;
       size_t last = row + 1;
       while (last < batch.rows &&
              static_cast<size_t>(batch.offsets[last + 1] - batch.offsets[row]) <= most)
@@ -355,10 +367,11 @@ void Encoder::run(const Batch& batch, const Wanted& wanted) {
     }
     return parts;
   };
-  std::vector<Part> parts = parts_of(kPart);
   // Many: each thread takes the next one. Few: all work on the same.
-  const bool alone = threads == 1 || parts.size() >= 3 * threads;
-  if (!alone) parts = parts_of(kPart * threads);
+  std::vector<Part> parts = parts_of(true);
+  const bool alone =
+      threads == 1 || (all >= 3 * threads * kPart && parts.size() >= 3 * threads);
+  if (!alone) parts = parts_of(false);
 
   size_t tokens = 0, longest = 0;
   for (const Part& part : parts) tokens = std::max(tokens, part.tokens());
@@ -393,20 +406,20 @@ void Encoder::product(const Linear& by, const float* x, size_t rows, Activation 
   Block<float> scale = allocate<float>(most);
   std::fill(from.get(), from.get() + most * stride, 0.0f);
   Team team(threads);
-  const auto work = [&](size_t rank) {
+  const auto work = [&](size_t) {
     kernels.begin();
     for (size_t first = 0; first < rows; first += most) {
       const size_t count = std::min(most, rows - first);
-      const Range mine = share(count, rank, team.size());
-      for (size_t row = mine.first; row < mine.last; ++row)
-        std::copy(x + (first + row) * by.inputs, x + (first + row + 1) * by.inputs,
-                  from.get() + row * stride);
-      team.wait();
+      team.each(count, kRows, [&](size_t begin, size_t end) {
+        for (size_t row = begin; row < end; ++row)
+          std::copy(x + (first + row) * by.inputs, x + (first + row + 1) * by.inputs,
+                    from.get() + row * stride);
+      });
       take({by, from.get(), stride, count, activation, nullptr, 0, to.get(), out_stride, false},
-           bytes.get(), scale.get(), team, rank);
-      for (size_t row = mine.first; row < mine.last; ++row)
-        keep(first + row, to.get() + row * out_stride);
-      team.wait();
+           bytes.get(), scale.get(), team);
+      team.each(count, 1, [&](size_t begin, size_t end) {
+        for (size_t row = begin; row < end; ++row) keep(first + row, to.get() + row * out_stride);
+      });
     }
     kernels.end();
   };

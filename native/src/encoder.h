@@ -84,7 +84,7 @@ class Encoder {
   struct Work;
   struct Part;
   void run_part(const Part& part, Work& work, Team& team, size_t rank) const;
-  void embed(const Part& part, Work& work, Team& team, size_t rank) const;
+  void embed(const Part& part, Work& work, Team& team) const;
   void run_layer(const Part& part, size_t index, Work& work, Team& team, size_t rank) const;
   // `keep(row, outputs)` for each row of x times a layer, in any thread; outputs are padded.
   void product(const Linear& by, const float* x, size_t rows, Activation activation,

@@ -129,26 +129,58 @@ void configure_sliced(size_t rows, int weights = 7) {
 // What three and two signed bytes can hold, and a little room.
 constexpr float kLargest = 8355000.0f, kLargestOfTwo = 32600.0f;
 
+// The lowest byte but `part` of 64 numbers, four vectors of them.
+template <size_t Parts>
+ENROBE_INLINE void store_slices(const __m512i (&numbers)[4], int8_t* slices, size_t k) {
+  alignas(64) static constexpr auto every_fourth = [] {
+    struct {
+      uint8_t at[64];
+    } made{};
+    for (size_t i = 0; i < 32; ++i) made.at[i] = (uint8_t)(4 * i);
+    return made;
+  }();
+  const __m512i first = _mm512_load_si512(every_fourth.at);
+  for (size_t part = 0; part < Parts; ++part) {
+    const __m512i places = _mm512_add_epi8(first, _mm512_set1_epi8((char)(Parts - 1 - part)));
+    const __m512i low = _mm512_permutex2var_epi8(numbers[0], places, numbers[1]);
+    const __m512i high = _mm512_permutex2var_epi8(numbers[2], places, numbers[3]);
+    _mm512_storeu_si512(slices + part * k,
+                        _mm512_inserti64x4(low, _mm512_castsi512_si256(high), 1));
+  }
+}
+
 template <size_t Parts, bool by_own>
 ENROBE_INLINE void slice_by(const float* x, const float* by, size_t k, int8_t* slices, float* scale) {
-  const auto at = [&](size_t i) { return by_own ? load(x + i) * load(by + i) : load(x + i); };
-  V most = splat(0.0f), wrong = splat(0.0f);
-  for (size_t i = 0; i < k; i += 16) {
-    const V v = at(i);
-    most = maximum(maximum(v, -v), most);
-    wrong = fma(v, splat(0.0f), wrong);  // NaN where something is not finite
-  }
-  const float high = largest(most), unit = high > 1e-30f ? high : 1e-30f;
-  const float limit = Parts == 3 ? kLargest : kLargestOfTwo;
-  *scale = unit / limit * (Parts == 3 ? 65536.0f : 256.0f) + sum(wrong);
-  const __m512 factor = _mm512_set1_ps(limit / unit);
-  for (size_t i = 0; i < k; i += 16) {
-    __m512i number = _mm512_cvtps_epi32(_mm512_mul_ps((__m512)at(i), factor));
-    for (size_t part = Parts; part-- > 0;) {
-      const __m512i low = _mm512_srai_epi32(_mm512_slli_epi32(number, 24), 24);
-      _mm_storeu_si128((__m128i*)(slices + part * k + i), _mm512_cvtepi32_epi8(low));
-      number = _mm512_srai_epi32(_mm512_sub_epi32(number, low), 8);
+  const auto at = [&](size_t i) {
+    const __m512 v = _mm512_loadu_ps(x + i);
+    return by_own ? _mm512_mul_ps(v, _mm512_loadu_ps(by + i)) : v;
+  };
+  __m512 most[4], wrong[4];
+  for (size_t i = 0; i < 4; ++i) most[i] = wrong[i] = _mm512_setzero_ps();
+  for (size_t i = 0; i < k; i += 64)
+    for (size_t part = 0; part < 4; ++part) {
+      const __m512 v = at(i + 16 * part);
+      most[part] = _mm512_max_ps(_mm512_abs_ps(v), most[part]);
+      // NaN where something is not finite
+      wrong[part] = _mm512_fmadd_ps(v, _mm512_setzero_ps(), wrong[part]);
     }
+  const float high = _mm512_reduce_max_ps(
+      _mm512_max_ps(_mm512_max_ps(most[0], most[1]), _mm512_max_ps(most[2], most[3])));
+  const float unit = high > 1e-30f ? high : 1e-30f;
+  const float limit = Parts == 3 ? kLargest : kLargestOfTwo;
+  *scale = unit / limit * (Parts == 3 ? 65536.0f : 256.0f) +
+           _mm512_reduce_add_ps(
+               _mm512_add_ps(_mm512_add_ps(wrong[0], wrong[1]), _mm512_add_ps(wrong[2], wrong[3])));
+  const __m512 factor = _mm512_set1_ps(limit / unit);
+  // With 128 added to each, a number's digits are its bytes; with the highest bit turned, signed ones.
+  const __m512i halves = _mm512_set1_epi32(Parts == 3 ? 0x808080 : 0x8080);
+  for (size_t i = 0; i < k; i += 64) {
+    __m512i numbers[4];
+    for (size_t part = 0; part < 4; ++part) {
+      const __m512i n = _mm512_cvtps_epi32(_mm512_mul_ps(at(i + 16 * part), factor));
+      numbers[part] = _mm512_xor_si512(_mm512_add_epi32(n, halves), halves);
+    }
+    store_slices<Parts>(numbers, slices + i, k);
   }
 }
 
@@ -274,44 +306,39 @@ void dot_two(const int8_t* a, size_t stride, size_t rows, const int8_t* panel, s
 // --- training -------------------------------------------------------------------------------------
 
 void pack_columns(const int8_t* rows, size_t stride, int8_t* tile) {
-  for (size_t row = 0; row < 16; row += 4)
-    for (size_t at = 0; at < 64; at += 16) {
-      const auto read = [&](size_t n) {
-        return _mm_loadu_si128((const __m128i*)(rows + (row + n) * stride + at));
-      };
-      const __m128i a = read(0), b = read(1), c = read(2), d = read(3);
-      const __m128i ab = _mm_unpacklo_epi32(a, b), cd = _mm_unpacklo_epi32(c, d);
-      const __m128i ab2 = _mm_unpackhi_epi32(a, b), cd2 = _mm_unpackhi_epi32(c, d);
-      __m128i* out = (__m128i*)(tile + at * 16 + row * 4);
-      _mm_storeu_si128(out, _mm_unpacklo_epi64(ab, cd));
-      _mm_storeu_si128(out + 4, _mm_unpackhi_epi64(ab, cd));
-      _mm_storeu_si128(out + 8, _mm_unpacklo_epi64(ab2, cd2));
-      _mm_storeu_si128(out + 12, _mm_unpackhi_epi64(ab2, cd2));
-    }
+  // Fours of bytes are moved as if each were a float.
+  V fours[16];
+  for (size_t row = 0; row < 16; ++row) __builtin_memcpy(&fours[row], rows + row * stride, 64);
+  turn(fours);
+  for (size_t four = 0; four < 16; ++four) __builtin_memcpy(tile + four * 64, &fours[four], 64);
 }
 
 void pack_rows(const int8_t* rows, size_t stride, int8_t* tile) {
+  alignas(64) static constexpr auto turned = [] {
+    struct {
+      uint8_t at[64];
+    } made{};
+    for (size_t i = 0; i < 64; ++i) made.at[i] = (uint8_t)(i % 4 * 16 + i / 4);
+    return made;
+  }();
+  const __m512i places = _mm512_load_si512(turned.at);
   for (size_t row = 0; row < 64; row += 4) {
-    const auto read = [&](size_t n) {
-      return _mm_loadu_si128((const __m128i*)(rows + (row + n) * stride));
-    };
-    const __m128i a = read(0), b = read(1), c = read(2), d = read(3);
-    const __m128i ab = _mm_unpacklo_epi8(a, b), cd = _mm_unpacklo_epi8(c, d);
-    const __m128i ab2 = _mm_unpackhi_epi8(a, b), cd2 = _mm_unpackhi_epi8(c, d);
-    __m128i* out = (__m128i*)(tile + row * 16);
-    _mm_storeu_si128(out, _mm_unpacklo_epi16(ab, cd));
-    _mm_storeu_si128(out + 1, _mm_unpackhi_epi16(ab, cd));
-    _mm_storeu_si128(out + 2, _mm_unpacklo_epi16(ab2, cd2));
-    _mm_storeu_si128(out + 3, _mm_unpackhi_epi16(ab2, cd2));
+    const int8_t* from = rows + row * stride;
+    const auto read = [&](size_t n) { return _mm_loadu_si128((const __m128i*)(from + n * stride)); };
+    __m512i four = _mm512_castsi128_si512(read(0));
+    four = _mm512_mask_broadcast_i32x4(four, 0x00F0, read(1));
+    four = _mm512_mask_broadcast_i32x4(four, 0x0F00, read(2));
+    four = _mm512_mask_broadcast_i32x4(four, 0xF000, read(3));
+    _mm512_storeu_si512(tile + row * 16, _mm512_permutexvar_epi8(places, four));
   }
 }
 
 bool has_amx() {
   unsigned a, b, c, d;
   if (!enrobe::kernels_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  const bool tiles = d >> 24 & 1, int8 = d >> 25 & 1, bf16 = d >> 22 & 1;
+  const bool tiles = d >> 24 & 1, int8 = d >> 25 & 1, bf16 = d >> 22 & 1, bytes = c >> 1 & 1;
   // The kernel has to be asked for room to save the tiles in: ARCH_REQ_XCOMP_PERM, XTILEDATA.
-  return tiles && int8 && bf16 && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+  return tiles && int8 && bf16 && bytes && syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 }
 
 }  // namespace

@@ -103,7 +103,7 @@ void Linear::prepare(const float* x, uint8_t* bytes, float* scale) const {
     kernels_->slice(x, nullptr, padded(inputs), reinterpret_cast<int8_t*>(bytes), scale);
 }
 
-void Linear::multiply(const Rows& x, size_t rows, size_t first, size_t last, Activation activation,
+void Linear::multiply(const Rows& x, size_t rows, size_t panel, Activation activation,
                       const float* residual, size_t residual_stride, float* out,
                       size_t stride) const {
   union alignas(64) {
@@ -112,34 +112,32 @@ void Linear::multiply(const Rows& x, size_t rows, size_t first, size_t last, Act
   } sums;
   const size_t wide = padded(inputs), stride_in = bytes();
   const size_t most = kind_ == Kind::int8 ? kernels_->rows : kernels_->float_rows;
-  for (size_t panel = first; panel < last; ++panel) {
-    const size_t column = panel * kPanel;
-    for (size_t start = 0; start < rows; start += most) {
-      const size_t count = std::min(most, rows - start);
-      Finish how{};
-      how.bias = bias_.get() + column;
-      how.activation = activation;
-      if (residual) {
-        how.residual = residual + start * residual_stride + column;
-        how.residual_stride = residual_stride;
-      }
-      if (kind_ == Kind::int8) {
-        how.scale = scale_.get() + column;
-        how.offset = offset_.get() + column;
-        how.row_scale = x.scale + start;
-        kernels_->dot(x.bytes + start * stride_in, stride_in, count, numbers_.get() + column * wide,
-                      wide, sums.numbers);
-      } else if (kind_ == Kind::sliced) {
-        const uint8_t* rows_in = x.bytes + start * stride_in;
-        kernels_->dot_sliced(reinterpret_cast<const int8_t*>(rows_in), stride_in, count,
-                             numbers_.get() + 3 * column * wide, wide, x.scale + start,
-                             scale_.get() + column, sums.floats);
-      } else {
-        kernels_->dot_float(x.floats + start * x.stride, x.stride, count,
-                            floats_.get() + column * wide, wide, sums.floats);
-      }
-      kernels_->finish(&sums, count, how, out + start * stride + column, stride);
+  const size_t column = panel * kPanel;
+  for (size_t start = 0; start < rows; start += most) {
+    const size_t count = std::min(most, rows - start);
+    Finish how{};
+    how.bias = bias_.get() + column;
+    how.activation = activation;
+    if (residual) {
+      how.residual = residual + start * residual_stride + column;
+      how.residual_stride = residual_stride;
     }
+    if (kind_ == Kind::int8) {
+      how.scale = scale_.get() + column;
+      how.offset = offset_.get() + column;
+      how.row_scale = x.scale + start;
+      kernels_->dot(x.bytes + start * stride_in, stride_in, count, numbers_.get() + column * wide,
+                    wide, sums.numbers);
+    } else if (kind_ == Kind::sliced) {
+      const uint8_t* rows_in = x.bytes + start * stride_in;
+      kernels_->dot_sliced(reinterpret_cast<const int8_t*>(rows_in), stride_in, count,
+                           numbers_.get() + 3 * column * wide, wide, x.scale + start,
+                           scale_.get() + column, sums.floats);
+    } else {
+      kernels_->dot_float(x.floats + start * x.stride, x.stride, count,
+                          floats_.get() + column * wide, wide, sums.floats);
+    }
+    kernels_->finish(&sums, count, how, out + start * stride + column, stride);
   }
 }
 

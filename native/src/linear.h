@@ -56,8 +56,8 @@ class Linear {
   // Whether rows that were prepared for one are right for the other.
   bool same_inputs(const Linear& other) const;
   void prepare(const float* x, uint8_t* bytes, float* scale) const;
-  // out[rows][64 * panels] of panels first to last, all rows.
-  void multiply(const Rows& x, size_t rows, size_t first, size_t last, Activation activation,
+  // Of out[rows][64 * panels] one panel, all rows.
+  void multiply(const Rows& x, size_t rows, size_t panel, Activation activation,
                 const float* residual, size_t residual_stride, float* out, size_t stride) const;
 
  private:

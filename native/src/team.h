@@ -11,7 +11,7 @@
 namespace enrobe {
 
 // Some threads that all run the same code. Two steps that depend on each other have a `wait` between
-// them; of a step, each thread takes its own part.
+// them; of a step, each thread takes what is next, since one core may be slower than another by far.
 class Team {
  public:
   explicit Team(size_t size) : size_(size) {}
@@ -22,6 +22,7 @@ class Team {
     const size_t round = round_.load(std::memory_order_relaxed);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
       arrived_.store(0, std::memory_order_relaxed);
+      next_.store(0, std::memory_order_relaxed);
       round_.store(round + 1, std::memory_order_release);
       return;
     }
@@ -34,6 +35,19 @@ class Team {
     }
   }
 
+  // work(first, last) of parts of 0 to count, of `most` at most; all threads are through when it
+  // returns.
+  template <typename Work>
+  void each(size_t count, size_t most, Work work) {
+    if (size_ == 1) {
+      if (count) work(size_t{0}, count);
+      return;
+    }
+    for (size_t first; (first = next_.fetch_add(most, std::memory_order_relaxed)) < count;)
+      work(first, first + most < count ? first + most : count);
+    wait();
+  }
+
  private:
   static void pause() {
 #if defined(__x86_64__)
@@ -43,7 +57,7 @@ class Team {
 #endif
   }
   const size_t size_;
-  std::atomic<size_t> arrived_{0}, round_{0};
+  std::atomic<size_t> arrived_{0}, round_{0}, next_{0};
 };
 
 // Threads that are kept from call to call; the caller's is one of them.
