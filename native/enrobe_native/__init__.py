@@ -2,12 +2,11 @@
 `enrobe.train` train.
 
 `kernels()` names what this processor can run, the quickest first; `has_products()` says whether
-`Product` is for it.
+`product` is for it.
 """
 
 from enrobe_native._native import (
     Encoder,
-    Product,
     add_norm,
     add_norm_back,
     adamw,
@@ -15,12 +14,14 @@ from enrobe_native._native import (
     attend_back,
     has_products,
     kernels,
+    product,
+    product_back,
+    product_memory,
     sum_of_squares,
 )
 
 __all__ = [
     "Encoder",
-    "Product",
     "add_norm",
     "add_norm_back",
     "adamw",
@@ -28,5 +29,8 @@ __all__ = [
     "attend_back",
     "has_products",
     "kernels",
+    "product",
+    "product_back",
+    "product_memory",
     "sum_of_squares",
 ]

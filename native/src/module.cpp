@@ -242,60 +242,74 @@ void check_shape(const T& x, size_t rows, size_t columns, const char* what) {
            std::to_string(columns));
 }
 
-struct HeldProduct {
-  Product product;
-  Each each;
+using Memory = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-  static HeldProduct* make(Array<float, 2> x,
-                           const std::vector<std::pair<Array<float, 2>, Array<float, 1>>>& matrices,
-                           Written y, std::optional<Written> activated, size_t parts, bool for_x,
-                           size_t threads) {
-    const Kernels& kernels = kernels_called(std::nullopt);
-    if (!kernels.pack_rows) refuse("this processor has no AMX");
-    if (!threads || threads > 1024) refuse("threads must be from 1 to 1024");
-    if (parts != 2 && parts != 3) refuse("parts must be 2 or 3");
-    const size_t rows = x.shape(0), inputs = x.shape(1);
-    std::vector<Matrix> found;
-    size_t outputs = 0;
-    for (const auto& [matrix, bias] : matrices) {
-      check_shape(matrix, matrix.shape(0), inputs, "a matrix");
-      if (bias.shape(0) != matrix.shape(0)) refuse("a bias is not as long as its matrix has rows");
-      found.push_back({matrix.data(), bias.data(), matrix.shape(0)});
-      outputs += matrix.shape(0);
-    }
-    check_shape(y, rows, outputs, "y");
-    if (activated) check_shape(*activated, rows, outputs, "activated");
-    // 32 bits hold three sums of this many products of two signed bytes.
-    for (const size_t size : {rows, inputs, outputs})
-      if (!size || size > 32768) refuse("a product has from 1 to 32768 rows, inputs and outputs");
-    nb::gil_scoped_release released;
-    Each each = [threads](size_t count, const std::function<void(size_t)>& work) {
-      for_each(threads, count, work);
-    };
-    return new HeldProduct{Product(kernels, x.data(), rows, inputs, found, y.data(),
-                                   activated ? activated->data() : nullptr, parts, for_x, each),
-                           each};
-  }
+Product::Shape shape_of(size_t rows, size_t inputs, size_t outputs, size_t parts, bool for_x) {
+  if (parts != 2 && parts != 3) refuse("parts must be 2 or 3");
+  // 32 bits hold three sums of this many products of two signed bytes.
+  for (const size_t size : {rows, inputs, outputs})
+    if (!size || size > 32768) refuse("a product has from 1 to 32768 rows, inputs and outputs");
+  return {rows, inputs, outputs, parts, for_x};
+}
 
-  void backward(Array<float, 2> y_grad, std::optional<Array<float, 2>> y,
-                std::optional<Written> x_grad, std::optional<Written> grad,
-                std::optional<Written> bias_grad) const {
-    check_shape(y_grad, product.rows, product.outputs, "y_grad");
-    if (y) check_shape(*y, product.rows, product.outputs, "y");
-    if (x_grad) check_shape(*x_grad, product.rows, product.inputs, "x_grad");
-    if (x_grad && !product.has_x()) refuse("x's gradient was not to be wanted");
-    if (!grad != !bias_grad) refuse("grad and bias_grad go together");
-    if (grad) {
-      check_shape(*grad, product.outputs, product.inputs, "grad");
-      check_shape(*bias_grad, 1, product.outputs, "bias_grad");
-    }
-    float* to_x = x_grad ? x_grad->data() : nullptr;
-    float* to = grad ? grad->data() : nullptr;
-    float* to_bias = grad ? bias_grad->data() : nullptr;
-    nb::gil_scoped_release released;
-    product.backward(y_grad.data(), y ? y->data() : nullptr, to_x, to, to_bias, each);
+size_t product_memory(size_t rows, size_t inputs, size_t outputs, size_t parts, bool for_x) {
+  return Product::memory(shape_of(rows, inputs, outputs, parts, for_x));
+}
+
+Product product_in(const Product::Shape& shape, const Memory& memory) {
+  const Kernels& kernels = kernels_called(std::nullopt);
+  if (!kernels.pack_rows) refuse("this processor has no AMX");
+  if (memory.shape(0) < Product::memory(shape)) refuse("memory is too short");
+  if (reinterpret_cast<uintptr_t>(memory.data()) % 64) refuse("memory must start at 64 bytes");
+  return Product(kernels, shape, memory.data());
+}
+
+Each in_threads(size_t threads) {
+  if (!threads || threads > 1024) refuse("threads must be from 1 to 1024");
+  return [threads](size_t count, const std::function<void(size_t)>& work) {
+    for_each(threads, count, work);
+  };
+}
+
+void product(Array<float, 2> x,
+             const std::vector<std::pair<Array<float, 2>, Array<float, 1>>>& matrices, Memory memory,
+             Written y, std::optional<Written> activated, size_t parts, bool for_x, size_t threads) {
+  std::vector<Matrix> found;
+  size_t outputs = 0;
+  for (const auto& [matrix, bias] : matrices) {
+    check_shape(matrix, matrix.shape(0), x.shape(1), "a matrix");
+    if (bias.shape(0) != matrix.shape(0)) refuse("a bias is not as long as its matrix has rows");
+    found.push_back({matrix.data(), bias.data(), matrix.shape(0)});
+    outputs += matrix.shape(0);
   }
-};
+  const Product::Shape shape = shape_of(x.shape(0), x.shape(1), outputs, parts, for_x);
+  check_shape(y, shape.rows, outputs, "y");
+  if (activated) check_shape(*activated, shape.rows, outputs, "activated");
+  Product made = product_in(shape, memory);
+  const Each each = in_threads(threads);
+  nb::gil_scoped_release released;
+  made.forward(x.data(), found, y.data(), activated ? activated->data() : nullptr, each);
+}
+
+void product_back(Memory memory, size_t inputs, size_t parts, bool for_x, Array<float, 2> y_grad,
+                  std::optional<Array<float, 2>> y, std::optional<Written> x_grad,
+                  std::optional<Written> grad, std::optional<Written> bias_grad, size_t threads) {
+  const Product::Shape shape =
+      shape_of(y_grad.shape(0), inputs, y_grad.shape(1), parts, for_x);
+  if (y) check_shape(*y, shape.rows, shape.outputs, "y");
+  if (x_grad) check_shape(*x_grad, shape.rows, inputs, "x_grad");
+  if (x_grad && !for_x) refuse("x's gradient was not to be wanted");
+  if (!grad != !bias_grad) refuse("grad and bias_grad go together");
+  if (grad) {
+    check_shape(*grad, shape.outputs, inputs, "grad");
+    check_shape(*bias_grad, 1, shape.outputs, "bias_grad");
+  }
+  const Product made = product_in(shape, memory);
+  const Each each = in_threads(threads);
+  nb::gil_scoped_release released;
+  made.backward(y_grad.data(), y ? y->data() : nullptr, x_grad ? x_grad->data() : nullptr,
+                grad ? grad->data() : nullptr, bias_grad ? bias_grad->data() : nullptr, each);
+}
 
 // --- training, beside products --------------------------------------------------------------------
 
@@ -553,14 +567,16 @@ NB_MODULE(_native, module) {
     for (const auto* table : enrobe::all_kernels()) names.emplace_back(table->name);
     return names;
   });
-  using enrobe::HeldProduct;
   module.def("has_products", [] { return enrobe::all_kernels().front()->pack_rows != nullptr; });
-  nb::class_<HeldProduct>(module, "Product")
-      .def(nb::new_(&HeldProduct::make), "x"_a.noconvert(), "matrices"_a.noconvert(),
-           "y"_a.noconvert(), "activated"_a.noconvert().none(), "parts"_a, "for_x"_a, "threads"_a)
-      .def("backward", &HeldProduct::backward, "y_grad"_a.noconvert(), "y"_a.noconvert().none(),
-           "x_grad"_a.noconvert().none(), "grad"_a.noconvert().none(),
-           "bias_grad"_a.noconvert().none());
+  module.def("product_memory", &enrobe::product_memory, "rows"_a, "inputs"_a, "outputs"_a, "parts"_a,
+             "for_x"_a);
+  module.def("product", &enrobe::product, "x"_a.noconvert(), "matrices"_a.noconvert(),
+             "memory"_a.noconvert(), "y"_a.noconvert(), "activated"_a.noconvert().none(), "parts"_a,
+             "for_x"_a, "threads"_a);
+  module.def("product_back", &enrobe::product_back, "memory"_a.noconvert(), "inputs"_a, "parts"_a,
+             "for_x"_a, "y_grad"_a.noconvert(), "y"_a.noconvert().none(),
+             "x_grad"_a.noconvert().none(), "grad"_a.noconvert().none(),
+             "bias_grad"_a.noconvert().none(), "threads"_a);
   module.def("attend", &enrobe::attend, "q"_a.noconvert(), "k"_a.noconvert(), "v"_a.noconvert(),
              "query_offsets"_a.noconvert(), "key_offsets"_a.noconvert(), "heads"_a, "share"_a,
              "seed"_a, "out"_a.noconvert(), "log_sums"_a.noconvert(), "threads"_a);

@@ -34,8 +34,8 @@ void multiply(const Kernels& kernels, const Slices& how, const Sliced& a, size_t
     const size_t first = part % blocks * most, column = part / blocks * kPanel;
     const size_t count = std::min(most, rows - first), wide = std::min(kPanel, columns - column);
     kernels.begin();
-    how.dot(a.bytes.get() + first * a.stride, a.stride, count, panel + how.parts * column * k, k,
-            a.scale.get() + first, scale + column, sums);
+    how.dot(a.bytes + first * a.stride, a.stride, count, panel + how.parts * column * k, k,
+            a.scale + first, scale + column, sums);
     kernels.end();
     for (size_t row = 0; row < count; ++row) {
       const size_t place = (first + row) * columns + column;
@@ -74,68 +74,80 @@ class Slicer {
 
 constexpr size_t kRowsAtOnce = 16;
 
-size_t outputs_of(const std::vector<Matrix>& matrices) {
-  size_t count = 0;
-  for (const Matrix& matrix : matrices) count += matrix.count;
-  return count;
-}
-
 }  // namespace
 
-Sliced::Sliced(size_t rows, size_t k, size_t parts)
-    : stride(row_bytes(k, parts)), bytes(allocate<int8_t>(rows * stride)), scale(allocate<float>(rows)) {}
+Sliced::Sliced(size_t rows, size_t k, size_t parts, uint8_t* memory)
+    : stride(row_bytes(k, parts)) {
+  if (!memory) own_ = allocate<uint8_t>(size(rows, k, parts));
+  if (own_) memory = own_.get();
+  bytes = reinterpret_cast<int8_t*>(memory);
+  scale = reinterpret_cast<float*>(memory + rows * stride);
+}
 
-Product::Product(const Kernels& kernels, const float* x, size_t rows, size_t inputs,
-                 const std::vector<Matrix>& matrices, float* y, float* activated, size_t parts,
-                 bool for_x, const Each& each)
-    : rows(rows), inputs(inputs), outputs(outputs_of(matrices)), kernels_(kernels),
-      how_(slices_of(kernels, parts)), x_(rows, inputs, parts), scale_(allocate<float>(padded(outputs))), ones_(allocate<float>(padded(inputs))) {
-  std::fill(ones_.get(), ones_.get() + padded(inputs), 1.0f);
-  const Block<int8_t> along_inputs = pack(matrices, for_x, each);
+size_t Sliced::size(size_t rows, size_t k, size_t parts) {
+  return rows * row_bytes(k, parts) + ceiling(rows, 16) * 64;
+}
+
+size_t Product::memory(const Shape& of) {
+  const size_t tall = padded(of.outputs);
+  return Sliced::size(of.rows, of.inputs, of.parts) + tall * sizeof(float) +
+         (of.for_x ? of.parts * padded(of.inputs) * tall : 0);
+}
+
+Product::Product(const Kernels& kernels, const Shape& shape, uint8_t* memory)
+    : kernels_(kernels), shape_(shape), how_(slices_of(kernels, shape.parts)),
+      x_(shape.rows, shape.inputs, shape.parts, memory) {
+  scale_ = reinterpret_cast<float*>(memory + Sliced::size(shape.rows, shape.inputs, shape.parts));
+  along_outputs_ = reinterpret_cast<int8_t*>(scale_ + padded(shape.outputs));
+}
+
+void Product::forward(const float* x, const std::vector<Matrix>& matrices, float* y,
+                      float* activated, const Each& each) {
+  const size_t rows = shape_.rows, inputs = shape_.inputs, outputs = shape_.outputs;
+  const Block<int8_t> along_inputs = pack(matrices, each);
   each(ceiling(rows, kRowsAtOnce), [&](size_t part) {
     Slicer slicer(how_, inputs);
     for (size_t row = part * kRowsAtOnce; row < std::min(rows, (part + 1) * kRowsAtOnce); ++row)
-      slicer(x + row * inputs, nullptr, x_.bytes.get() + row * x_.stride, x_.scale.get() + row);
+      slicer(x + row * inputs, nullptr, x_.bytes + row * x_.stride, x_.scale + row);
   });
   std::vector<float> bias;
   for (const Matrix& matrix : matrices)
     bias.insert(bias.end(), matrix.bias, matrix.bias + matrix.count);
-  multiply(kernels_, how_, x_, rows, along_inputs.get(), scale_.get(), padded(inputs), outputs,
+  multiply(kernels_, how_, x_, rows, along_inputs.get(), scale_, padded(inputs), outputs,
            bias.data(), y, activated, each);
 }
 
-Block<int8_t> Product::pack(const std::vector<Matrix>& matrices, bool for_x, const Each& each) {
+Block<int8_t> Product::pack(const std::vector<Matrix>& matrices, const Each& each) {
+  const size_t inputs = shape_.inputs, outputs = shape_.outputs, parts = shape_.parts;
   std::vector<const float*> from;
   for (const Matrix& matrix : matrices)
     for (size_t row = 0; row < matrix.count; ++row) from.push_back(matrix.values + row * inputs);
-  const size_t parts = how_.parts;
   const size_t wide = padded(inputs), tall = padded(outputs);
   Block<int8_t> along_inputs = allocate<int8_t>(parts * wide * tall);
-  if (for_x) along_outputs_ = allocate<int8_t>(parts * wide * tall);
   each(tall / kStep, [&](size_t step) {
     Sliced sliced(kStep, inputs, parts);
     Slicer slicer(how_, inputs);
     for (size_t row = 0; row < kStep; ++row) {
-      int8_t* bytes = sliced.bytes.get() + row * sliced.stride;
+      int8_t* bytes = sliced.bytes + row * sliced.stride;
       const size_t output = step * kStep + row;
       if (output < outputs) {
-        slicer(from[output], nullptr, bytes, scale_.get() + output);
+        slicer(from[output], nullptr, bytes, scale_ + output);
       } else {
         std::memset(bytes, 0, parts * wide);
         scale_[output] = 0.0f;
       }
     }
     for (size_t slice = 0; slice < parts; ++slice) {
-      const int8_t* bytes = sliced.bytes.get() + slice * wide;
+      const int8_t* bytes = sliced.bytes + slice * wide;
       for (size_t group = 0; group < kStep / kColumns; ++group)
         for (size_t at = 0; at < wide / kStep; ++at)
           kernels_.pack_columns(bytes + group * kColumns * sliced.stride + at * kStep, sliced.stride,
                                 along_inputs.get() + tile(step * kStep / kColumns + group, at,
                                                           wide / kStep, slice, parts));
-      if (!for_x) continue;
+      if (!shape_.for_x) continue;
       for (size_t group = 0; group < wide / kColumns; ++group)
         kernels_.pack_rows(bytes + group * kColumns, sliced.stride,
-                           along_outputs_.get() + tile(group, step, tall / kStep, slice, parts));
+                           along_outputs_ + tile(group, step, tall / kStep, slice, parts));
     }
   });
   return along_inputs;
@@ -143,7 +155,9 @@ Block<int8_t> Product::pack(const std::vector<Matrix>& matrices, bool for_x, con
 
 void Product::backward(const float* y_grad, const float* y, float* x_grad, float* grad,
                        float* bias_grad, const Each& each) const {
-  const size_t parts = how_.parts;
+  const size_t rows = shape_.rows, inputs = shape_.inputs, outputs = shape_.outputs;
+  const size_t parts = shape_.parts;
+  const std::vector<float> ones(padded(inputs), 1.0f);
   Block<float> before;
   if (y) before = allocate<float>(rows * outputs);
   // Summed over outputs, each of which has a scale in W.
@@ -159,13 +173,13 @@ void Product::backward(const float* y_grad, const float* y, float* x_grad, float
           from = to;
         }
         if (x_grad)
-          slicer(from, scale_.get(), by_row.bytes.get() + row * by_row.stride,
-                 by_row.scale.get() + row);
+          slicer(from, scale_, by_row.bytes + row * by_row.stride,
+                 by_row.scale + row);
       }
     });
   if (y) y_grad = before.get();
   if (x_grad)
-    multiply(kernels_, how_, by_row, rows, along_outputs_.get(), ones_.get(), padded(outputs), inputs,
+    multiply(kernels_, how_, by_row, rows, along_outputs_, ones.data(), padded(outputs), inputs,
              nullptr, x_grad, nullptr, each);
   if (!grad) return;
   // Summed over rows, each of which has a scale in x.
@@ -173,12 +187,12 @@ void Product::backward(const float* y_grad, const float* y, float* x_grad, float
   Block<int8_t> panel = allocate<int8_t>(parts * long_ * wide);
   Sliced by_output(outputs, rows, parts);
   Block<float> x_scale = allocate<float>(long_);
-  std::copy(x_.scale.get(), x_.scale.get() + rows, x_scale.get());
+  std::copy(x_.scale, x_.scale + rows, x_scale.get());
   std::fill(x_scale.get() + rows, x_scale.get() + long_, 0.0f);
   each(steps + ceiling(outputs, kColumns), [&](size_t part) {
     if (part < steps) {
       const size_t first = part * kStep, count = std::min(kStep, rows - first);
-      const int8_t* from = x_.bytes.get() + first * x_.stride;
+      const int8_t* from = x_.bytes + first * x_.stride;
       size_t stride = x_.stride;
       Block<int8_t> filled;
       if (count < kStep) {
@@ -204,14 +218,14 @@ void Product::backward(const float* y_grad, const float* y, float* x_grad, float
       for (size_t row = whole; row < rows; ++row) column[row] = y_grad[row * outputs + first + i];
       std::fill(column + rows, column + long_, 0.0f);
       how_.slice(column, x_scale.get(), long_,
-                 by_output.bytes.get() + (first + i) * by_output.stride,
-                 by_output.scale.get() + first + i);
+                 by_output.bytes + (first + i) * by_output.stride,
+                 by_output.scale + first + i);
     }
     for (size_t i = 0; i < count; ++i) bias_grad[first + i] = 0.0f;
     for (size_t row = 0; row < rows; ++row)
       for (size_t i = 0; i < count; ++i) bias_grad[first + i] += y_grad[row * outputs + first + i];
   });
-  multiply(kernels_, how_, by_output, outputs, panel.get(), ones_.get(), long_, inputs, nullptr, grad,
+  multiply(kernels_, how_, by_output, outputs, panel.get(), ones.data(), long_, inputs, nullptr, grad,
            nullptr, each);
 }
 

@@ -23,12 +23,19 @@ struct Slices {
   decltype(Kernels::dot_sliced) dot;
 };
 
-// Rows of numbers in some signed bytes each: [rows][parts][K], a stride apart.
-struct Sliced {
-  size_t stride = 0;
-  Block<int8_t> bytes;
-  Block<float> scale;
-  Sliced(size_t rows, size_t k, size_t parts);
+// Rows of numbers in some signed bytes each: [rows][parts][K], a stride apart. Their memory is at a
+// cache line's start, and that of another where it is given.
+class Sliced {
+ public:
+  const size_t stride;
+  int8_t* bytes;
+  float* scale;
+
+  Sliced(size_t rows, size_t k, size_t parts, uint8_t* memory = nullptr);
+  static size_t size(size_t rows, size_t k, size_t parts);
+
+ private:
+  Block<uint8_t> own_;
 };
 
 // Some rows of W with their biases: values (count, I), bias (count).
@@ -37,31 +44,35 @@ struct Matrix {
   size_t count;
 };
 
-// y = x W' + b, and what its gradients need of x and W. The kernels must have all that slices.
+// y = x W' + b. What its gradients need of x and W is kept in memory of the caller's, at a cache line's
+// start. The kernels must have all that slices.
 class Product {
  public:
-  const size_t rows, inputs, outputs;
+  struct Shape {
+    size_t rows, inputs, outputs;
+    size_t parts;  // bytes of a number: 3, or 2
+    bool for_x;    // whether x's gradient will be wanted; if not, nothing is kept of W
+  };
+  static size_t memory(const Shape& shape);
 
-  // W's rows come in matrices. Of W nothing is kept unless x's gradient will be wanted. `activated`
-  // is GELU(y), or null.
-  Product(const Kernels& kernels, const float* x, size_t rows, size_t inputs,
-          const std::vector<Matrix>& matrices, float* y, float* activated, size_t parts, bool for_x,
-          const Each& each);
-
-  bool has_x() const { return static_cast<bool>(along_outputs_); }
+  Product(const Kernels& kernels, const Shape& shape, uint8_t* memory);
+  // W's rows come in matrices. `activated` is GELU(y), or null.
+  void forward(const float* x, const std::vector<Matrix>& matrices, float* y, float* activated,
+               const Each& each);
   // Of y's gradient (T, O) those of x (T, I), of W (O, I) and of b (O); x's may be null, and W's with
   // b's. With y, the gradient is that of GELU(y).
   void backward(const float* y_grad, const float* y, float* x_grad, float* grad, float* bias_grad,
                 const Each& each) const;
 
  private:
-  Block<int8_t> pack(const std::vector<Matrix>& matrices, bool for_x, const Each& each);
+  Block<int8_t> pack(const std::vector<Matrix>& matrices, const Each& each);
 
   const Kernels& kernels_;
+  const Shape shape_;
   const Slices how_;
   Sliced x_;
-  Block<float> scale_, ones_;  // of W's rows
-  Block<int8_t> along_outputs_;
+  float* scale_;           // of W's rows
+  int8_t* along_outputs_;  // W as x's gradient wants it
 };
 
 }  // namespace enrobe

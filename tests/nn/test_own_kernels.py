@@ -46,24 +46,32 @@ def test_products_are_near(rows: int, inputs: int, outputs: int, parts: int, gel
     for threads in (1, 2, 5):
         y, x_grad, grad = torch.empty(rows, outputs), torch.empty_like(x), torch.empty_like(weight)
         bias_grad, activated = torch.empty(1, outputs), torch.empty_like(y)
-        product = native.Product(
+        size = native.product_memory(rows, inputs, outputs, parts, True)
+        memory = torch.empty(size, dtype=torch.uint8).numpy()
+        native.product(
             x.numpy(),
             [
                 (weight[:at].numpy(), bias[:at].numpy()),
                 (weight[at:].numpy(), bias[at:].numpy()),
             ],
+            memory,
             y.numpy(),
             activated=activated.numpy() if gelu else None,
             parts=parts,
             for_x=True,
             threads=threads,
         )
-        product.backward(
+        native.product_back(
+            memory,
+            inputs,
+            parts,
+            True,
             y_grad.numpy(),
             y.numpy() if gelu else None,
             x_grad.numpy(),
             grad.numpy(),
             bias_grad.numpy(),
+            threads,
         )
         found.append((activated if gelu else y, x_grad, grad, bias_grad[0]))
 
@@ -249,24 +257,25 @@ def test_what_does_not_fit_is_refused() -> None:
     if not native.has_products():
         return
     bias = np.ones(3, np.float32)
-    for matrix, y, what in (
-        (x[:2], np.ones((4, 3), np.float32), "not as long"),
-        (x[:3], np.ones((4, 4), np.float32), "y must be 4 x 3"),
-        (np.ones((3, 7), np.float32), np.ones((4, 3), np.float32), "a matrix must be"),
+    room = torch.empty(native.product_memory(4, 8, 3, 3, False), dtype=torch.uint8).numpy()
+    y = np.ones((4, 3), np.float32)
+    for matrix, memory, y_, activated, parts, what in (
+        (x[:2], room, y, None, 3, "not as long"),
+        (x[:3], room, out, None, 3, "y must be 4 x 3"),
+        (np.ones((3, 7), np.float32), room, y, None, 3, "a matrix must be"),
+        (x[:3], room, y, out, 3, "activated must be"),
+        (x[:3], room, y, None, 4, "parts must be"),
+        (x[:3], room[:-1], y, None, 3, "memory is too short"),
+        (x[:3], np.zeros(9999, np.uint8)[1:], y, None, 3, "memory must start"),
     ):
         with pytest.raises(ValueError, match=what):
-            native.Product(x, [(matrix, bias)], y, None, parts=3, for_x=False, threads=1)
-    y = np.ones((4, 3), np.float32)
-    for activated, parts, what in ((out, 3, "activated must be"), (None, 4, "parts must be")):
+            native.product(x, [(matrix, bias)], memory, y_, activated, parts, False, 1)
+    native.product(x, [(x[:3], bias)], room, y, None, 3, False, 1)
+    for memory, y_grad, before, grads, what in (
+        (room, y, None, (out, None, None), "not to be wanted"),
+        (room, y, None, (None, x[:3].copy(), None), "go together"),
+        (room, y, x, (None, None, None), "y must be"),
+        (room[:64], y, None, (None, None, None), "memory is too short"),
+    ):
         with pytest.raises(ValueError, match=what):
-            native.Product(x, [(x[:3], bias)], y, activated, parts=parts, for_x=False, threads=1)
-    kept = native.Product(x, [(x[:3], bias)], y, None, parts=3, for_x=False, threads=1)
-    y_grad = np.ones((4, 3), np.float32)
-    with pytest.raises(ValueError, match="not to be wanted"):
-        kept.backward(y_grad, None, out, None, None)
-    with pytest.raises(ValueError, match="go together"):
-        kept.backward(y_grad, None, None, x[:3].copy(), None)
-    with pytest.raises(ValueError, match="y_grad must be"):
-        kept.backward(x, None, None, None, None)
-    with pytest.raises(ValueError, match="y must be"):
-        kept.backward(y_grad, x, None, None, None)
+            native.product_back(memory, 8, 3, False, y_grad, before, *grads, 1)

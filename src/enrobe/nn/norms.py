@@ -3,6 +3,7 @@
 Legend: T rows, H numbers of a row.
 """
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,13 +16,14 @@ from enrobe.nn.kernels import kernels_for
 
 def add_norm(residual_TH: Tensor, x_TH: Tensor, norm: nn.LayerNorm, dropout: Dropout) -> Tensor:
     """The norm of a sum, x with dropout. Shapes: (T, H), (T, H) -> (T, H)."""
-    if kernels_for(x_TH) is None or norm.weight.dtype != torch.float32:
+    kernels, weight = kernels_for(x_TH), norm.weight
+    if kernels is None or weight.dtype != torch.float32:
         usual: Tensor = norm(residual_TH + dropout(x_TH))
         return usual
     share = dropout.share if dropout.training else 0.0
     if share == 1:
         x_TH, share = torch.zeros_like(x_TH), 0.0
-    own: Tensor = _AddNorm.apply(residual_TH, x_TH, norm.weight, norm.bias, norm.eps, share)  # type: ignore[no-untyped-call]
+    own: Tensor = _AddNorm.apply(kernels, residual_TH, x_TH, weight, norm.bias, norm.eps, share)  # type: ignore[no-untyped-call]
     return own
 
 
@@ -34,6 +36,7 @@ class _AddNorm(Function):
     @staticmethod
     def forward(
         ctx: Any,
+        kernels: ModuleType,
         residual_TH: Tensor,
         x_TH: Tensor,
         weight: Tensor,
@@ -41,12 +44,10 @@ class _AddNorm(Function):
         eps: float,
         share: float,
     ) -> Tensor:
-        kernels = kernels_for(x_TH)
-        assert kernels is not None
         seed = int(torch.empty((), dtype=torch.int64).random_()) if share else 0
         total_TH, out_TH = x_TH.new_empty(x_TH.shape), x_TH.new_empty(x_TH.shape)
         found_T2 = x_TH.new_empty(len(x_TH), 2)
-        ctx.how = eps, share, seed
+        ctx.kernels, ctx.how = kernels, (eps, share, seed)
         kernels.add_norm(
             *(x.contiguous().numpy() for x in (x_TH, residual_TH, weight, bias)),
             *ctx.how,
@@ -60,17 +61,15 @@ class _AddNorm(Function):
     @once_differentiable
     def backward(ctx: Any, grad_TH: Tensor) -> tuple[Tensor | None, ...]:
         total_TH, found_T2, weight, bias = ctx.saved_tensors
-        kernels = kernels_for(total_TH)
-        assert kernels is not None
         _, share, _ = ctx.how
         residual_grad_TH = torch.empty_like(total_TH)
         x_grad_TH = torch.empty_like(total_TH) if share else residual_grad_TH
         weight_grad, bias_grad = torch.empty_like(weight), torch.empty_like(bias)
-        kernels.add_norm_back(
+        ctx.kernels.add_norm_back(
             *(x.numpy() for x in (total_TH, found_T2, weight, bias)),
             *ctx.how,
             grad_TH.contiguous().numpy(),
             *(x.numpy() for x in (residual_grad_TH, x_grad_TH, weight_grad, bias_grad)),
             torch.get_num_threads(),
         )
-        return residual_grad_TH, x_grad_TH, weight_grad, bias_grad, None, None
+        return None, residual_grad_TH, x_grad_TH, weight_grad, bias_grad, None, None

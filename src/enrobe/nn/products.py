@@ -7,6 +7,7 @@ Legend: T rows, I inputs, O outputs, all those of some matrices together.
 """
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,36 +23,41 @@ _ROWS = range(96, 32_769)
 
 def project(x_TI: Tensor, *modules: nn.Module) -> tuple[Tensor, ...]:
     """What each module makes of the same rows. Shapes: (T, I) -> (T, O) each."""
-    if not _fit(x_TI, modules):
+    kernels = _kernels(x_TI, modules)
+    if kernels is None:
         return tuple(module(x_TI) for module in modules)
-    return _product(x_TI, modules, gelu=False)
+    return _product(kernels, x_TI, modules, gelu=False)
 
 
 def project_gelu(x_TI: Tensor, module: nn.Module) -> Tensor:
     """GELU of what a module makes of rows. Shapes: (T, I) -> (T, O)."""
-    if not _fit(x_TI, [module]):
+    kernels = _kernels(x_TI, [module])
+    if kernels is None:
         return F.gelu(module(x_TI))
-    return _product(x_TI, [module], gelu=True)[0]
+    return _product(kernels, x_TI, [module], gelu=True)[0]
 
 
-def _fit(x: Tensor, modules: Sequence[nn.Module]) -> bool:
-    # What is put in a layer's place, as LoRA does, has a forward of its own.
-    linear = [module for module in modules if type(module) is nn.Linear]
+def _kernels(x: Tensor, modules: Sequence[nn.Module]) -> ModuleType | None:
+    """enrobe_native, where it can do these products and is quicker."""
+    rows, inputs = x.shape
+    if rows not in _ROWS or inputs > _ROWS[-1]:
+        return None
+    outputs = 0
+    for module in modules:
+        # What is put in a layer's place, as LoRA does, has a forward of its own.
+        if type(module) is not nn.Linear or module.weight.dtype != torch.float32:
+            return None
+        outputs += module.out_features
     kernels = kernels_for(x)
-    return (
-        len(linear) == len(modules)
-        and kernels is not None
-        and kernels.has_products()
-        and len(x) in _ROWS
-        and max(x.shape[1], sum(len(module.weight) for module in linear)) <= _ROWS[-1]
-        and all(module.weight.dtype == torch.float32 for module in linear)
-    )
+    fits = outputs <= _ROWS[-1] and kernels is not None and kernels.has_products()
+    return kernels if fits else None
 
 
-def _product(x_TI: Tensor, modules: Sequence[nn.Module], *, gelu: bool) -> tuple[Tensor, ...]:
-    weights = [module.weight for module in modules]
-    biases = [module.bias for module in modules]
-    found: tuple[Tensor, ...] = _Product.apply(x_TI, gelu, *weights, *biases)  # type: ignore[no-untyped-call]
+def _product(
+    kernels: ModuleType, x_TI: Tensor, modules: Sequence[nn.Module], *, gelu: bool
+) -> tuple[Tensor, ...]:
+    parameters = [module.weight for module in modules] + [module.bias for module in modules]
+    found: tuple[Tensor, ...] = _Product.apply(kernels, x_TI, gelu, *parameters)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -62,50 +68,64 @@ class _Product(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x_TI: Tensor, gelu: bool, *parameters: Tensor) -> tuple[Tensor, ...]:
-        from enrobe_native import Product
-
+    def forward(
+        ctx: Any, kernels: ModuleType, x_TI: Tensor, gelu: bool, *parameters: Tensor
+    ) -> tuple[Tensor, ...]:
         half = len(parameters) // 2
         sizes = [len(weight) for weight in parameters[:half]]
-        y_TO = x_TI.new_empty(len(x_TI), sum(sizes))
-        out_TO = torch.empty_like(y_TO) if gelu else y_TO
-        ctx.product = Product(
-            x_TI.contiguous().numpy(),
-            [
-                (weight.numpy(), bias.numpy())
-                for weight, bias in zip(parameters[:half], parameters[half:], strict=True)
-            ],
-            y_TO.numpy(),
-            activated=out_TO.numpy() if gelu else None,
-            parts=3 if torch.get_float32_matmul_precision() == "highest" else 2,
-            for_x=ctx.needs_input_grad[0],
-            threads=torch.get_num_threads(),
+        rows, inputs = x_TI.shape
+        outputs = sum(sizes)
+        # Where torch is told that less will do, it is two bytes of a number.
+        parts = 3 if torch.get_float32_matmul_precision() == "highest" else 2
+        for_x = ctx.needs_input_grad[1]
+        # What the gradients need of rows and matrices. A tensor, so that gradient checkpointing
+        # can let go of it.
+        memory = x_TI.new_empty(
+            kernels.product_memory(rows, inputs, outputs, parts, for_x), dtype=torch.uint8
         )
-        ctx.save_for_backward(*([y_TO] if gelu else []))
-        ctx.shapes = x_TI.shape, sizes
-        return torch.split(out_TO, sizes, dim=1)
+        y_TO = x_TI.new_empty(rows, outputs)
+        out_TO = x_TI.new_empty(rows, outputs) if gelu else y_TO
+        arrays = [parameter.numpy() for parameter in parameters]
+        kernels.product(
+            x_TI.contiguous().numpy(),
+            list(zip(arrays[:half], arrays[half:], strict=True)),
+            memory.numpy(),
+            y_TO.numpy(),
+            out_TO.numpy() if gelu else None,
+            parts,
+            for_x,
+            torch.get_num_threads(),
+        )
+        ctx.kernels, ctx.sizes, ctx.how = kernels, sizes, (inputs, parts, for_x)
+        ctx.save_for_backward(*((memory, y_TO) if gelu else (memory,)))
+        return (out_TO,) if half == 1 else torch.split(out_TO, sizes, dim=1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *out_grads: Tensor) -> tuple[Tensor | None, ...]:
-        (rows, inputs), sizes = ctx.shapes
-        for_x, _, *for_parameters = ctx.needs_input_grad
+        memory, *before = ctx.saved_tensors
+        sizes, inputs = ctx.sizes, ctx.how[0]
+        _, for_x, _, *for_parameters = ctx.needs_input_grad
         grad_TO = _side_by_side(out_grads)
-        x_grad_TI = grad_TO.new_empty(rows, inputs) if for_x else None
+        x_grad_TI = grad_TO.new_empty(len(grad_TO), inputs) if for_x else None
         grad_OI = bias_grad_1O = None
         if any(for_parameters):
             grad_OI = grad_TO.new_empty(sum(sizes), inputs)
             bias_grad_1O = grad_TO.new_empty(1, sum(sizes))
-        before = [y_TO.numpy() for y_TO in ctx.saved_tensors]
-        ctx.product.backward(
+        ctx.kernels.product_back(
+            memory.numpy(),
+            *ctx.how,
             grad_TO.numpy(),
-            before[0] if before else None,
+            before[0].numpy() if before else None,
             *(x if x is None else x.numpy() for x in (x_grad_TI, grad_OI, bias_grad_1O)),
+            torch.get_num_threads(),
         )
         if grad_OI is None or bias_grad_1O is None:
-            return (x_grad_TI, None, *(None for _ in for_parameters))
+            return (None, x_grad_TI, None, *(None for _ in for_parameters))
+        if len(sizes) == 1:
+            return None, x_grad_TI, None, grad_OI, bias_grad_1O[0]
         grads = [*torch.split(grad_OI, sizes), *torch.split(bias_grad_1O[0], sizes)]
-        return (x_grad_TI, None, *grads)
+        return (None, x_grad_TI, None, *grads)
 
 
 def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
