@@ -7,9 +7,9 @@
 
 from enrobe_native._native import (
     Encoder,
+    adamw,
     add_norm,
     add_norm_back,
-    adamw,
     attend,
     attend_back,
     has_products,
@@ -22,9 +22,9 @@ from enrobe_native._native import (
 
 __all__ = [
     "Encoder",
+    "adamw",
     "add_norm",
     "add_norm_back",
-    "adamw",
     "attend",
     "attend_back",
     "has_products",
