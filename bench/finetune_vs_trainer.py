@@ -6,9 +6,8 @@
     python bench/finetune_vs_trainer.py report
 
 The same checkpoint, rows, epochs, rows a batch, learning rate, warm-up, decay, clipping and dropout
-for all; enrobe_tf32 has precision = "tf32", the others float32. Trainer groups rows of like length
-(`train_sampling_strategy="group_by_length"`) and pads to the longest of a batch. TASKS says how
-many rows: a part of each set, drawn once.
+for both; Trainer groups rows of like length (`train_sampling_strategy="group_by_length"`) and pads
+to the longest of a batch. TASKS says how many rows: a part of each set, drawn once.
 
 quality: paired seeds, and the models after the last step on the same dev rows, by one scorer, which
 is Enrobe's: it loads the folder that Trainer saves. A run is a process of its own; what is done is
@@ -55,8 +54,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 MODEL = ROOT / ".cache/weights/minilm"
 FOUND = ROOT / ".cache/bench/finetune-found"
 ROWS, LR, WARMUP, DECAY, LIMIT, STRIDE = 16, 2e-4, 0.06, 0.01, 384, 128
-WHO = ("enrobe", "enrobe_tf32", "trainer")
-OURS = WHO[:2]
+WHO = ("enrobe", "trainer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,11 +166,6 @@ def files(name: str, folder: Path, train: int) -> tuple[Path, Path]:
 
 
 # --- training -------------------------------------------------------------------------------------
-
-
-def precision(who: str) -> dict[str, str]:
-    """What a contender's products are rounded to."""
-    return {"precision": "tf32"} if who == "enrobe_tf32" else {"precision": "float32"}
 
 
 def train_enrobe(
@@ -380,9 +373,8 @@ def train_and_score(who: str, name: str, seed: int) -> dict[str, Any]:
     task = TASKS[name]
     folder = scratch(f"finetune-{name}-{who}-{seed}")
     train, dev = files(name, folder, task.train)
-    if who in OURS:
-        more = {"seed": seed, "epochs": task.epochs, **precision(who)}
-        made, _ = train_enrobe(name, train, dev, folder / "run", **more)
+    if who == "enrobe":
+        made, _ = train_enrobe(name, train, dev, folder / "run", seed=seed, epochs=task.epochs)
     else:
         made, _ = train_trainer(name, train, folder / "run", seed=seed, epochs=task.epochs)
     found = evaluate_head(enrobe.load(made), dev, text=task.text, label=[task.label])
@@ -421,7 +413,7 @@ def timed(who: str, name: str) -> None:
     folder = scratch(f"finetune-speed-{name}-{who}")
     train, dev = files(name, folder, task.timed)
     settings: dict[str, Any] = {"seed": 1, "epochs": task.epochs}
-    if who in OURS:
+    if who == "enrobe":
         from enrobe.train import finetune
         from enrobe.train.work import Evaluation
 
@@ -432,7 +424,6 @@ def timed(who: str, name: str) -> None:
 
         finetune.HeadTraining = Waiting  # type: ignore[misc]
         turns.next()
-        settings |= precision(who)
         train_enrobe(name, train, dev, folder / "run", evaluate_every=updates(name), **settings)
         return
     import transformers
@@ -462,7 +453,7 @@ def speed(tasks: list[str], rounds: int) -> None:
             "seconds_a_turn": seconds,
             "spread": {who: [found[who]["min_s"], found[who]["max_s"]] for who in WHO},
             "peak_mb": {who: found[who]["peak_mb"] for who in WHO},
-            "times_faster": {who: round(seconds["trainer"] / seconds[who], 2) for who in OURS},
+            "times_faster": round(seconds["trainer"] / seconds["enrobe"], 2),
         }
         (FOUND / f"speed-{name}.json").write_text(json.dumps(facts))
         print(f"{name}: {facts['times_faster']} times", file=sys.stderr)
@@ -489,9 +480,7 @@ def report() -> None:
             case |= {
                 "scores": scores,
                 "means": {who: round(mean, 4) for who, mean in means.items()},
-                "points_above_trainer": {
-                    who: round(100 * (means[who] - means["trainer"]), 2) for who in OURS
-                },
+                "points_above_trainer": round(100 * (means["enrobe"] - means["trainer"]), 2),
             }
         timing = FOUND / f"speed-{name}.json"
         if timing.exists():
