@@ -168,7 +168,7 @@ def test_bfloat16_stays_near_float32(head: str) -> None:
 
 
 class Largest(TorchDispatchMode):
-    """The most numbers that any tensor that is made has."""
+    """The most bytes that any tensor that is made has."""
 
     found = 0
 
@@ -176,7 +176,7 @@ class Largest(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, tuple | list) else [out]:
             if isinstance(tensor, Tensor):
-                self.found = max(self.found, tensor.numel())
+                self.found = max(self.found, tensor.nbytes)
         return out
 
 
@@ -184,16 +184,16 @@ def test_the_logits_never_stand_in_memory_at_once(monkeypatch: pytest.MonkeyPatc
     model = model_of("mlm")
     batch = rows_of(3, (33,) * 6)
     at = np.arange(198)
-    weight = model.get_parameter("embeddings.word.weight").numel()
+    weight = model.get_parameter("embeddings.word.weight").nbytes
     chunk = 10 * SIZES.vocab_size
     monkeypatch.setattr(losses, "_CHUNK", chunk)
     with Largest() as largest:
         materialised(model, "mlm", batch, at, batch[0])[0].backward()
     # The probe sees them where they do stand.
-    assert largest.found == len(at) * SIZES.vocab_size > 3 * weight
+    assert largest.found == 4 * len(at) * SIZES.vocab_size > 3 * weight
     with Largest() as largest:
         masked_lm_loss(model, "mlm", *batch, at, batch[0])[0].backward()
-    assert largest.found == max(weight, chunk)
+    assert largest.found == max(weight, 4 * chunk)
 
 
 def test_nothing_to_predict_is_a_loss_of_nothing() -> None:
