@@ -179,15 +179,13 @@ struct Step {
 void take(const Step& step, uint8_t* bytes, float* scale, Team& team) {
   if (step.linear.takes_bytes() && !step.prepared) {
     const size_t bytes_stride = step.linear.bytes();
-    team.each(step.rows, kRows, [&](size_t first, size_t last) {
-      for (size_t row = first; row < last; ++row)
-        step.linear.prepare(step.x + row * step.stride, bytes + row * bytes_stride, scale + row);
+    team.each(step.rows, kRows, [&](size_t row) {
+      step.linear.prepare(step.x + row * step.stride, bytes + row * bytes_stride, scale + row);
     });
   }
-  team.each(step.linear.panels(), 1, [&](size_t first, size_t last) {
-    for (size_t panel = first; panel < last; ++panel)
-      step.linear.multiply({step.x, step.stride, bytes, scale}, step.rows, panel, step.activation,
-                           step.residual, step.residual_stride, step.out, step.out_stride);
+  team.each(step.linear.panels(), 1, [&](size_t panel) {
+    step.linear.multiply({step.x, step.stride, bytes, scale}, step.rows, panel, step.activation,
+                         step.residual, step.residual_stride, step.out, step.out_stride);
   });
 }
 
@@ -198,7 +196,7 @@ void Encoder::embed(const Part& part, Work& work, Team& team) const {
   const std::pair<const Table*, const int64_t*> parts[] = {
       {table("word"), batch.ids}, {table("position"), batch.positions},
       {table("token_type"), batch.types}};
-  const auto one = [&](size_t t) {
+  team.each(part.tokens(), kRows, [&](size_t t) {
     float* row = work.middle.get() + t * work.stride;
     std::fill(row, row + sizes.hidden, 0.0f);
     for (const auto& [from, places] : parts) {
@@ -214,9 +212,6 @@ void Encoder::embed(const Part& part, Work& work, Team& team) const {
     }
     kernels.norm(row, sizes.hidden, first_norm_->weight.get(), first_norm_->bias.get(),
                  sizes.epsilon, work.x.get() + t * work.stride);
-  };
-  team.each(part.tokens(), kRows, [&](size_t first, size_t last) {
-    for (size_t t = first; t < last; ++t) one(t);
   });
 }
 
@@ -239,13 +234,11 @@ void Encoder::run_layer(const Part& part, size_t index, Work& work, Team& team,
   project(*layer.key, x, tokens, work.keys(), false);
   project(*layer.value, x, tokens, work.values(), layer.value->same_inputs(*layer.key));
   if (picked) {
-    team.each(asking, kRows, [&](size_t first, size_t last) {
-      for (size_t row = first; row < last; ++row) {
-        const size_t token =
-            static_cast<size_t>(part.wanted.picks[part.picks.first + row]) - part.start();
-        std::copy(x + token * stride, x + token * stride + sizes.hidden,
-                  work.asked.get() + row * stride);
-      }
+    team.each(asking, kRows, [&](size_t row) {
+      const size_t token =
+          static_cast<size_t>(part.wanted.picks[part.picks.first + row]) - part.start();
+      std::copy(x + token * stride, x + token * stride + sizes.hidden,
+                work.asked.get() + row * stride);
     });
     x = work.asked.get();
   }
@@ -272,23 +265,19 @@ void Encoder::run_layer(const Part& part, size_t index, Work& work, Team& team,
     if (queries) texts.push_back({start, end, query, queries});
     query += queries;
   }
-  team.each(texts.size() * sizes.heads, 1, [&](size_t from, size_t to) {
-    for (size_t unit = from; unit < to; ++unit) {
-      const Text& text = texts[unit / sizes.heads];
-      const size_t at = unit % sizes.heads * d, apart = work.projected_stride();
-      const size_t first = text.start * apart + at;
-      kernels.attend(work.projected.get() + text.query * apart + at, apart, text.queries,
-                     work.keys() + first, work.values() + first, apart, text.end - text.start, d,
-                     work.mixed.get() + text.query * stride + at, stride,
-                     work.scratch[rank].get());
-    }
+  team.each(texts.size() * sizes.heads, 1, [&](size_t unit) {
+    const Text& text = texts[unit / sizes.heads];
+    const size_t at = unit % sizes.heads * d, apart = work.projected_stride();
+    const size_t first = text.start * apart + at;
+    kernels.attend(work.projected.get() + text.query * apart + at, apart, text.queries,
+                   work.keys() + first, work.values() + first, apart, text.end - text.start, d,
+                   work.mixed.get() + text.query * stride + at, stride, work.scratch[rank].get());
   });
 
   const auto normalize = [&](const float* from, const Norm& norm, float* to) {
-    team.each(asking, kRows, [&](size_t first, size_t last) {
-      for (size_t row = first; row < last; ++row)
-        kernels.norm(from + row * stride, sizes.hidden, norm.weight.get(), norm.bias.get(),
-                     sizes.epsilon, to + row * stride);
+    team.each(asking, kRows, [&](size_t row) {
+      kernels.norm(from + row * stride, sizes.hidden, norm.weight.get(), norm.bias.get(),
+                   sizes.epsilon, to + row * stride);
     });
   };
   // Queries, keys and values are no longer needed: their place is taken.
@@ -314,10 +303,9 @@ void Encoder::run_part(const Part& part, Work& work, Team& team, size_t rank) co
     const bool picked = layer && part.is_picked(layer - 1);
     const size_t rows = picked ? part.picked() : part.tokens();
     const size_t first = picked ? part.picks.first : part.start();
-    team.each(rows, kRows, [&](size_t from, size_t last) {
-      for (size_t row = from; row < last; ++row)
-        std::copy(work.x.get() + row * work.stride,
-                  work.x.get() + row * work.stride + sizes.hidden, to + (first + row) * sizes.hidden);
+    team.each(rows, kRows, [&](size_t row) {
+      const float* from = work.x.get() + row * work.stride;
+      std::copy(from, from + sizes.hidden, to + (first + row) * sizes.hidden);
     });
   };
   kernels.begin();
@@ -410,16 +398,14 @@ void Encoder::product(const Linear& by, const float* x, size_t rows, Activation 
     kernels.begin();
     for (size_t first = 0; first < rows; first += most) {
       const size_t count = std::min(most, rows - first);
-      team.each(count, kRows, [&](size_t begin, size_t end) {
-        for (size_t row = begin; row < end; ++row)
-          std::copy(x + (first + row) * by.inputs, x + (first + row + 1) * by.inputs,
-                    from.get() + row * stride);
+      team.each(count, kRows, [&](size_t row) {
+        std::copy(x + (first + row) * by.inputs, x + (first + row + 1) * by.inputs,
+                  from.get() + row * stride);
       });
       take({by, from.get(), stride, count, activation, nullptr, 0, to.get(), out_stride, false},
            bytes.get(), scale.get(), team);
-      team.each(count, 1, [&](size_t begin, size_t end) {
-        for (size_t row = begin; row < end; ++row) keep(first + row, to.get() + row * out_stride);
-      });
+      team.each(count, 1,
+                [&](size_t row) { keep(first + row, to.get() + row * out_stride); });
     }
     kernels.end();
   };

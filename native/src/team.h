@@ -35,16 +35,16 @@ class Team {
     }
   }
 
-  // work(first, last) of parts of 0 to count, of `most` at most; all threads are through when it
-  // returns.
+  // work(0) to work(count - 1), of which a thread takes so many at a time; all threads are through when
+  // it returns.
   template <typename Work>
-  void each(size_t count, size_t most, Work work) {
+  void each(size_t count, size_t at_a_time, Work work) {
     if (size_ == 1) {
-      if (count) work(size_t{0}, count);
+      for (size_t i = 0; i < count; ++i) work(i);
       return;
     }
-    for (size_t first; (first = next_.fetch_add(most, std::memory_order_relaxed)) < count;)
-      work(first, first + most < count ? first + most : count);
+    for (size_t i; (i = next_.fetch_add(at_a_time, std::memory_order_relaxed)) < count;)
+      for (size_t last = i + at_a_time; i < last && i < count; ++i) work(i);
     wait();
   }
 

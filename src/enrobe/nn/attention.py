@@ -10,6 +10,7 @@ Legend: T tokens, B rows, H hidden, N heads, D head size, P positions that ask (
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice, pairwise
+from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
@@ -165,8 +166,9 @@ def attend(
 
     Shapes: query (P, H), key and value (T, H) -> (P, H).
     """
-    if kernels_for(query_PH) and not spans.kernel:
-        own_PH: Tensor = _Own.apply(query_PH, key_TH, value_TH, spans, heads, dropout)  # type: ignore[no-untyped-call]
+    kernels = kernels_for(query_PH)
+    if kernels is not None and not spans.kernel:
+        own_PH: Tensor = _Own.apply(kernels, query_PH, key_TH, value_TH, spans, heads, dropout)  # type: ignore[no-untyped-call]
         return own_PH
     query_PND, key_TND, value_TND = (
         x.view(len(x), heads, -1) for x in (query_PH, key_TH, value_TH)
@@ -298,6 +300,7 @@ class _Own(Function):
     @staticmethod
     def forward(
         ctx: Any,
+        kernels: ModuleType,
         query_PH: Tensor,
         key_TH: Tensor,
         value_TH: Tensor,
@@ -313,8 +316,6 @@ class _Own(Function):
             dropout,
             seed,
         )
-        kernels = kernels_for(query_PH)
-        assert kernels is not None
         mixed_PH = query_PH.new_empty(query_PH.shape)
         log_sums_NP = query_PH.new_empty(heads, len(query_PH))
         kernels.attend(
@@ -325,17 +326,15 @@ class _Own(Function):
             torch.get_num_threads(),
         )
         ctx.save_for_backward(query_PH, key_TH, value_TH, mixed_PH, log_sums_NP)
-        ctx.how = how
+        ctx.kernels, ctx.how = kernels, how
         return mixed_PH
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_PH: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, mixed_PH, log_sums_NP = ctx.saved_tensors
-        kernels = kernels_for(mixed_PH)
-        assert kernels is not None
         grads = _grads(*inputs)
-        kernels.attend_back(
+        ctx.kernels.attend_back(
             *(x.numpy() for x in inputs),
             *ctx.how,
             mixed_PH.numpy(),
@@ -344,7 +343,7 @@ class _Own(Function):
             *(x.numpy() for x in grads),
             torch.get_num_threads(),
         )
-        return (*grads, None, None, None)
+        return (None, *grads, None, None, None)
 
 
 def _grads(query_PH: Tensor, key_TH: Tensor, value_TH: Tensor) -> list[Tensor]:
