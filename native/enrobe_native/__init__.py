@@ -2,7 +2,7 @@
 `enrobe.train` train.
 
 `kernels()` names what this processor can run, the quickest first; `has_products()` says whether
-`product` is for it.
+`product` and `layer` are for it.
 """
 
 from enrobe_native._native import (
@@ -14,6 +14,9 @@ from enrobe_native._native import (
     attend_back,
     has_products,
     kernels,
+    layer,
+    layer_back,
+    layer_memory,
     product,
     product_back,
     product_memory,
@@ -29,6 +32,9 @@ __all__ = [
     "attend_back",
     "has_products",
     "kernels",
+    "layer",
+    "layer_back",
+    "layer_memory",
     "product",
     "product_back",
     "product_memory",

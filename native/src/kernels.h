@@ -117,17 +117,17 @@ struct Kernels {
 
   // Products in float32 as whole numbers, where that is quicker. A row becomes three signed bytes a
   // number, [3][K], and a scale: x * by = (first + second / 256 + third / 65536) * scale; `by` may be
-  // null. A panel is made of such rows: [4][K/64][3][16][16][4].
+  // null. A panel is made of such rows: [4][K/64][3][16][16][4]. To each column `bias` is added, which
+  // may be null.
   void (*slice)(const float* x, const float* by, size_t k, int8_t* slices, float* scale) = nullptr;
   void (*dot_sliced)(const int8_t* a, size_t stride, size_t rows, const int8_t* panel, size_t k,
-                     const float* row_scale, const float* scale, float* sums) = nullptr;
+                     const float* row_scale, const float* scale, const float* bias, float* out,
+                     size_t out_stride) = nullptr;
   // The same without the products that are worth least, for training: as near as a float32 product is.
-  void (*dot_sliced_short)(const int8_t* a, size_t stride, size_t rows, const int8_t* panel, size_t k,
-                           const float* row_scale, const float* scale, float* sums) = nullptr;
+  decltype(dot_sliced) dot_sliced_short = nullptr;
   // Of rows in two bytes a number, which is 16 bits of a row's largest, and panels made of such.
-  void (*slice_two)(const float* x, const float* by, size_t k, int8_t* slices, float* scale) = nullptr;
-  void (*dot_two)(const int8_t* a, size_t stride, size_t rows, const int8_t* panel, size_t k,
-                  const float* row_scale, const float* scale, float* sums) = nullptr;
+  decltype(slice) slice_two = nullptr;
+  decltype(dot_sliced) dot_two = nullptr;
   // One slice of 64 inputs of a panel's 16 outputs, [16][16][4], from [16][64] bytes and from [64][16].
   void (*pack_columns)(const int8_t* rows, size_t stride, int8_t* tile) = nullptr;
   void (*pack_rows)(const int8_t* rows, size_t stride, int8_t* tile) = nullptr;

@@ -197,16 +197,43 @@ void slice_two(const float* x, const float* by, size_t k, int8_t* slices, float*
     slice_by<2, false>(x, by, k, slices, scale);
 }
 
+// A square of 16 x 16 sums on its way to floats, a few rows at a time: between the steps of the next
+// square, which the tiles' unit is busy with.
+template <int Least>
+struct Square {
+  const int32_t (*parts)[16 * 16] = nullptr;  // the sums worth 1, 1/256, ...
+  size_t row = 0, rows = 0;                   // the next, and how many
+  const float* row_scale = nullptr;
+  __m512 by = {}, bias = {};
+  float* out = nullptr;
+  size_t stride = 0;
+
+  __attribute__((always_inline)) void turn(size_t most) {
+    for (const size_t stop = rows - row < most ? rows : row + most; row < stop; ++row) {
+      const auto part = [&](size_t n) {
+        return _mm512_cvtepi32_ps(_mm512_load_si512(parts[n] + 16 * row));
+      };
+      __m512 v = part(Least);
+      for (size_t n = Least; n-- > 0;) v = _mm512_fmadd_ps(v, _mm512_set1_ps(1.0f / 256), part(n));
+      const __m512 factor = _mm512_mul_ps(by, _mm512_set1_ps(row_scale[row]));
+      _mm512_storeu_ps(out + row * stride, _mm512_fmadd_ps(v, factor, bias));
+    }
+  }
+};
+
 // Of the products of bytes all whose worth is at least `Least`: 3 for 1/256^3, 2 for 1/256^2.
 template <int Least>
 ENROBE_INLINE void dot_by(const int8_t* a, size_t stride, size_t rows, const int8_t* panel, size_t k,
-                          const float* row_scale, const float* scale, float* sums) {
-  alignas(64) int32_t parts[4][16 * 16];
-  const __m512 next = _mm512_set1_ps(1.0f / 256);
+                          const float* row_scale, const float* scale, const float* bias, float* out,
+                          size_t out_stride) {
+  alignas(64) int32_t parts[2][Least + 1][16 * 16];
+  Square<Least> before;
+  size_t which = 0;
+  const size_t share = (16 * 64 + k - 1) / k;  // rows of a square for each step
   for (size_t first = 0; first < rows; first += 16) {
     const size_t count = rows - first < 16 ? rows - first : 16;
     configure_sliced(count);
-    for (size_t column = 0; column < kPanel; column += 16) {
+    for (size_t column = 0; column < kPanel; column += 16, which ^= 1) {
       const int8_t* x = a + first * stride;
       const int8_t* b = panel + 3 * column * k;
       zero_sums();
@@ -228,37 +255,37 @@ ENROBE_INLINE void dot_by(const int8_t* a, size_t stride, size_t rows, const int
         _tile_loadd(7, b + 2048, 64);
         _tile_dpbssd(2, 4, 7);
         if (Least == 3) _tile_dpbssd(3, 5, 7);
+        before.turn(share);
       }
-      _tile_stored(0, parts[0], 64);
-      _tile_stored(1, parts[1], 64);
-      _tile_stored(2, parts[2], 64);
-      if (Least == 3) _tile_stored(3, parts[3], 64);
-      const __m512 by = _mm512_loadu_ps(scale + column);
-      for (size_t row = 0; row < count; ++row) {
-        const auto part = [&](size_t n) {
-          return _mm512_cvtepi32_ps(_mm512_load_si512(parts[n] + 16 * row));
-        };
-        __m512 v = part(Least);
-        for (size_t n = Least; n-- > 0;) v = _mm512_fmadd_ps(v, next, part(n));
-        const __m512 factor = _mm512_mul_ps(by, _mm512_set1_ps(row_scale[first + row]));
-        _mm512_storeu_ps(sums + (first + row) * kPanel + column, _mm512_mul_ps(v, factor));
-      }
+      before.turn(16);
+      int32_t(*own)[16 * 16] = parts[which];
+      _tile_stored(0, own[0], 64);
+      _tile_stored(1, own[1], 64);
+      _tile_stored(2, own[2], 64);
+      if (Least == 3) _tile_stored(3, own[Least], 64);
+      before = {own, 0, count, row_scale + first, _mm512_loadu_ps(scale + column),
+                bias ? _mm512_loadu_ps(bias + column) : _mm512_setzero_ps(),
+                out + first * out_stride + column, out_stride};
     }
   }
+  before.turn(16);
 }
 
 void dot_sliced(const int8_t* a, size_t stride, size_t rows, const int8_t* panel, size_t k,
-                const float* row_scale, const float* scale, float* sums) {
-  dot_by<3>(a, stride, rows, panel, k, row_scale, scale, sums);
+                const float* row_scale, const float* scale, const float* bias, float* out,
+                size_t out_stride) {
+  dot_by<3>(a, stride, rows, panel, k, row_scale, scale, bias, out, out_stride);
 }
 void dot_sliced_short(const int8_t* a, size_t stride, size_t rows, const int8_t* panel, size_t k,
-                      const float* row_scale, const float* scale, float* sums) {
-  dot_by<2>(a, stride, rows, panel, k, row_scale, scale, sums);
+                      const float* row_scale, const float* scale, const float* bias, float* out,
+                      size_t out_stride) {
+  dot_by<2>(a, stride, rows, panel, k, row_scale, scale, bias, out, out_stride);
 }
 
 // Tiles 0 to 3 are sums worth 1 and 1/256 of 16 columns and of the next 16, 4 and 5 a row's two bytes.
 void dot_two(const int8_t* a, size_t stride, size_t rows, const int8_t* panel, size_t k,
-             const float* row_scale, const float* scale, float* sums) {
+             const float* row_scale, const float* scale, const float* bias, float* out,
+             size_t out_stride) {
   alignas(64) int32_t parts[4][16 * 16];
   for (size_t first = 0; first < rows; first += 16) {
     const size_t count = rows - first < 16 ? rows - first : 16;
@@ -289,6 +316,7 @@ void dot_two(const int8_t* a, size_t stride, size_t rows, const int8_t* panel, s
       for (size_t half = 0; half < 2; ++half) {
         const size_t at = column + 16 * half;
         const __m512 by = _mm512_loadu_ps(scale + at);
+        const __m512 more = bias ? _mm512_loadu_ps(bias + at) : _mm512_setzero_ps();
         for (size_t row = 0; row < count; ++row) {
           const auto part = [&](size_t n) {
             return _mm512_cvtepi32_ps(_mm512_load_si512(parts[n] + 16 * row));
@@ -296,7 +324,7 @@ void dot_two(const int8_t* a, size_t stride, size_t rows, const int8_t* panel, s
           const __m512 v = _mm512_fmadd_ps(part(2 * half + 1), _mm512_set1_ps(1.0f / 256),
                                            part(2 * half));
           const __m512 factor = _mm512_mul_ps(by, _mm512_set1_ps(row_scale[first + row]));
-          _mm512_storeu_ps(sums + (first + row) * kPanel + at, _mm512_mul_ps(v, factor));
+          _mm512_storeu_ps(out + (first + row) * out_stride + at, _mm512_fmadd_ps(v, factor, more));
         }
       }
     }

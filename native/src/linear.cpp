@@ -132,7 +132,7 @@ void Linear::multiply(const Rows& x, size_t rows, size_t panel, Activation activ
       const uint8_t* rows_in = x.bytes + start * stride_in;
       kernels_->dot_sliced(reinterpret_cast<const int8_t*>(rows_in), stride_in, count,
                            numbers_.get() + 3 * column * wide, wide, x.scale + start,
-                           scale_.get() + column, sums.floats);
+                           scale_.get() + column, nullptr, sums.floats, kPanel);
     } else {
       kernels_->dot_float(x.floats + start * x.stride, x.stride, count,
                           floats_.get() + column * wide, wide, sums.floats);

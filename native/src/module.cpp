@@ -2,17 +2,17 @@
 // from a mistake ends in a ValueError.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <cmath>
 #include <stdexcept>
 
 #include "encoder.h"
-#include "product.h"
+#include "layer.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -256,19 +256,21 @@ size_t product_memory(size_t rows, size_t inputs, size_t outputs, size_t parts, 
   return Product::memory(shape_of(rows, inputs, outputs, parts, for_x));
 }
 
+void check_memory(const Kernels& kernels, const Memory& memory, size_t size) {
+  if (!kernels.pack_rows) refuse("this processor has no AMX");
+  if (memory.shape(0) < size) refuse("memory is too short");
+  if (reinterpret_cast<uintptr_t>(memory.data()) % 64) refuse("memory must start at 64 bytes");
+}
+
 Product product_in(const Product::Shape& shape, const Memory& memory) {
   const Kernels& kernels = kernels_called(std::nullopt);
-  if (!kernels.pack_rows) refuse("this processor has no AMX");
-  if (memory.shape(0) < Product::memory(shape)) refuse("memory is too short");
-  if (reinterpret_cast<uintptr_t>(memory.data()) % 64) refuse("memory must start at 64 bytes");
+  check_memory(kernels, memory, Product::memory(shape));
   return Product(kernels, shape, memory.data());
 }
 
-Each in_threads(size_t threads) {
+Each checked_threads(size_t threads) {
   if (!threads || threads > 1024) refuse("threads must be from 1 to 1024");
-  return [threads](size_t count, const std::function<void(size_t)>& work) {
-    for_each(threads, count, work);
-  };
+  return in_threads(threads);
 }
 
 void product(Array<float, 2> x,
@@ -286,7 +288,7 @@ void product(Array<float, 2> x,
   check_shape(y, shape.rows, outputs, "y");
   if (activated) check_shape(*activated, shape.rows, outputs, "activated");
   Product made = product_in(shape, memory);
-  const Each each = in_threads(threads);
+  const Each each = checked_threads(threads);
   nb::gil_scoped_release released;
   made.forward(x.data(), found, y.data(), activated ? activated->data() : nullptr, each);
 }
@@ -305,7 +307,7 @@ void product_back(Memory memory, size_t inputs, size_t parts, bool for_x, Array<
     check_shape(*bias_grad, 1, shape.outputs, "bias_grad");
   }
   const Product made = product_in(shape, memory);
-  const Each each = in_threads(threads);
+  const Each each = checked_threads(threads);
   nb::gil_scoped_release released;
   made.backward(y_grad.data(), y ? y->data() : nullptr, x_grad ? x_grad->data() : nullptr,
                 grad ? grad->data() : nullptr, bias_grad ? bias_grad->data() : nullptr, each);
@@ -324,90 +326,57 @@ void check_rows(const T& x, size_t rows, size_t columns, const char* what) {
   if (columns > 1 && x.stride(1) != 1) refuse(std::string(what) + ": rows must not have gaps");
 }
 
-Dropping dropping(double share) {
+double checked_share(double share) {
   if (!(share >= 0 && share < 1)) refuse("share must be from 0 up to 1");
-  const double dropped = std::floor(share * 4294967296.0);
-  return {static_cast<int32_t>(dropped - 2147483648.0),
-          static_cast<float>(1 / (1 - dropped / 4294967296.0))};
+  return share;
 }
 
-// A hash of 64 bits (splitmix64, Steele, Lea and Flood 2014), the lower half.
-uint32_t hash(uint64_t seed, uint64_t part) {
-  uint64_t bits = seed + (part + 1) * 0x9E3779B97F4A7C15u;
-  bits = (bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9u;
-  bits = (bits ^ (bits >> 27)) * 0x94D049BB133111EBu;
-  return static_cast<uint32_t>(bits ^ (bits >> 31));
-}
-
-// Attention of a batch of texts, each to itself: who asks, who is asked, and what is dropped.
-struct Texts {
-  const int32_t *queries, *keys;
-  size_t count, heads, d, wide;
-  Strided q, k, v;
-  Written out, log_sums;
-  Dropping how;
-  uint64_t seed;
-
-  Texts(const Strided& q, const Strided& k, const Strided& v, const Array<int32_t, 1>& queries,
-        const Array<int32_t, 1>& keys, size_t heads, double share, uint64_t seed, const Written& out,
-        const Written& log_sums)
-      : queries(queries.data()), keys(keys.data()), count(queries.shape(0) - 1), heads(heads),
-        d(heads ? q.shape(1) / heads : 0), wide(q.shape(1)), q(q), k(k), v(v), out(out),
-        log_sums(log_sums), seed(seed) {
-    check_rows(q, q.shape(0), wide, "q");
-    check_rows(k, k.shape(0), wide, "k");
-    check_rows(v, k.shape(0), wide, "v");
-    if (!heads || !d || d * heads != q.shape(1)) refuse("queries must be a multiple of heads wide");
-    check_ascending(queries, q.shape(0), "query_offsets");
-    check_ascending(keys, k.shape(0), "key_offsets");
-    if (keys.shape(0) != queries.shape(0)) refuse("queries and keys are of other numbers of texts");
-    for (size_t i = 0; i < count; ++i)
-      if (keys(i) == keys(i + 1)) refuse("a text has no keys");
-    check_rows(out, q.shape(0), wide, "out");
-    check_rows(log_sums, heads, q.shape(0), "log_sums");
-    how = dropping(share);
-  }
-
-  static void check_ascending(const Array<int32_t, 1>& offsets, size_t last, const char* what) {
+Texts checked_texts(const Array<int32_t, 1>& queries, const Array<int32_t, 1>& keys,
+                    size_t query_count, size_t key_count, size_t wide, size_t heads, double share,
+                    uint64_t seed) {
+  const auto check_ascending = [](const Array<int32_t, 1>& offsets, size_t last, const char* what) {
     if (offsets.shape(0) < 2 || offsets(0) || offsets(offsets.shape(0) - 1) != (int64_t)last)
       refuse(std::string(what) + " must go from 0 to the number of rows");
     for (size_t i = 1; i < offsets.shape(0); ++i)
       if (offsets(i) < offsets(i - 1)) refuse(std::string(what) + " must ascend");
-  }
+  };
+  check_ascending(queries, query_count, "query_offsets");
+  check_ascending(keys, key_count, "key_offsets");
+  if (!heads || wide < heads || wide % heads) refuse("queries must be a multiple of heads wide");
+  if (keys.shape(0) != queries.shape(0)) refuse("queries and keys are of other numbers of texts");
+  for (size_t i = 1; i < keys.shape(0); ++i)
+    if (keys(i - 1) == keys(i)) refuse("a text has no keys");
+  return {queries.data(), keys.data(), keys.shape(0) - 1, heads, dropping(checked_share(share)), seed};
+}
 
-  // one(what is theirs, the first query, the first key, the first column, the key of the random bits,
-  // scratch) of each head of each text
-  template <typename One>
-  void run(size_t threads, One one) const {
-    for_each(threads, count * heads, [&](size_t part) {
-      const size_t text = part / heads, head = part % heads;
-      const size_t query = queries[text], key = keys[text], at = head * d;
-      Heads of{};
-      of.queries = queries[text + 1] - query;
-      of.keys = keys[text + 1] - key;
-      of.d = d;
-      of.q_stride = q.stride(0), of.k_stride = k.stride(0), of.v_stride = v.stride(0);
-      of.q = q.data() + query * of.q_stride + at;
-      of.k = k.data() + key * of.k_stride + at;
-      of.v = v.data() + key * of.v_stride + at;
-      of.out_stride = wide;
-      of.out = out.data() + query * wide + at;
-      of.log_sums = log_sums.data() + head * q.shape(0) + query;
-      const Block<float> scratch = allocate<float>(attend_train_scratch(of.queries, of.keys, d));
-      one(of, query, key, at, hash(seed, part), scratch.get());
-    });
-  }
-};
+// What all texts' attention reads and writes.
+Heads checked_heads(const Strided& q, const Strided& k, const Strided& v, size_t heads,
+                    const Written& out, const Written& log_sums) {
+  const size_t wide = q.shape(1);
+  check_rows(q, q.shape(0), wide, "q");
+  check_rows(k, k.shape(0), wide, "k");
+  check_rows(v, k.shape(0), wide, "v");
+  check_rows(out, q.shape(0), wide, "out");
+  check_rows(log_sums, heads, q.shape(0), "log_sums");
+  Heads all{};
+  all.queries = q.shape(0), all.keys = k.shape(0), all.d = wide / heads;
+  all.q = q.data(), all.k = k.data(), all.v = v.data();
+  all.q_stride = q.stride(0), all.k_stride = k.stride(0), all.v_stride = v.stride(0);
+  all.out = out.data(), all.out_stride = wide;
+  all.log_sums = log_sums.data();
+  return all;
+}
 
 void attend(Strided q, Strided k, Strided v, Array<int32_t, 1> query_offsets,
             Array<int32_t, 1> key_offsets, size_t heads, double share, uint64_t seed, Written out,
             Written log_sums, size_t threads) {
   const Kernels& kernels = kernels_called(std::nullopt);
-  const Texts texts(q, k, v, query_offsets, key_offsets, heads, share, seed, out, log_sums);
+  const Texts texts = checked_texts(query_offsets, key_offsets, q.shape(0), k.shape(0), q.shape(1),
+                                    heads, share, seed);
+  const Heads all = checked_heads(q, k, v, heads, out, log_sums);
+  const Each each = checked_threads(threads);
   nb::gil_scoped_release released;
-  texts.run(threads, [&](Heads& of, size_t, size_t, size_t, uint32_t bits, float* room) {
-    if (of.queries) kernels.attend_train(of, texts.how, bits, room);
-  });
+  attend_texts(kernels, texts, all, each);
 }
 
 void attend_back(Strided q, Strided k, Strided v, Array<int32_t, 1> query_offsets,
@@ -415,94 +384,145 @@ void attend_back(Strided q, Strided k, Strided v, Array<int32_t, 1> query_offset
                  Written out, Written log_sums, Array<float, 2> out_grad, WrittenStrided q_grad,
                  WrittenStrided k_grad, WrittenStrided v_grad, size_t threads) {
   const Kernels& kernels = kernels_called(std::nullopt);
-  const Texts texts(q, k, v, query_offsets, key_offsets, heads, share, seed, out, log_sums);
+  const Texts texts = checked_texts(query_offsets, key_offsets, q.shape(0), k.shape(0), q.shape(1),
+                                    heads, share, seed);
+  Heads all = checked_heads(q, k, v, heads, out, log_sums);
   check_shape(out_grad, q.shape(0), q.shape(1), "out_grad");
   check_rows(q_grad, q.shape(0), q.shape(1), "q_grad");
   check_rows(k_grad, k.shape(0), q.shape(1), "k_grad");
   check_rows(v_grad, k.shape(0), q.shape(1), "v_grad");
+  all.out_grad = out_grad.data();
+  all.q_grad = q_grad.data(), all.k_grad = k_grad.data(), all.v_grad = v_grad.data();
+  all.q_grad_stride = q_grad.stride(0), all.k_grad_stride = k_grad.stride(0);
+  all.v_grad_stride = v_grad.stride(0);
+  const Each each = checked_threads(threads);
   nb::gil_scoped_release released;
-  texts.run(threads, [&](Heads& of, size_t query, size_t key, size_t at, uint32_t bits, float* room) {
-    of.out_grad = out_grad.data() + query * of.out_stride + at;
-    of.q_grad_stride = q_grad.stride(0), of.k_grad_stride = k_grad.stride(0);
-    of.v_grad_stride = v_grad.stride(0);
-    of.q_grad = q_grad.data() + query * of.q_grad_stride + at;
-    of.k_grad = k_grad.data() + key * of.k_grad_stride + at;
-    of.v_grad = v_grad.data() + key * of.v_grad_stride + at;
-    // Where nobody asks, the gradients of keys and values are zeros.
-    kernels.attend_train_back(of, texts.how, bits, room);
-  });
+  attend_texts_back(kernels, texts, all, each);
 }
 
-// LayerNorm(residual + dropout(x)) of rows.
-struct Sums {
-  size_t rows, most;  // rows of a part, of which there are few: each has weight's gradient of its own
-  AddNorm of;
-
-  Sums(const Array<float, 2>& x, const Array<float, 1>& weight, const Array<float, 1>& bias,
-       double eps, double share, uint64_t seed)
-      : rows(x.shape(0)), most(std::max<size_t>(16, (rows + 63) / 64)) {
-    of = {x.shape(1), weight.data(), bias.data(), static_cast<float>(eps), dropping(share),
+AddNorm checked_norm(const Array<float, 1>& weight, const Array<float, 1>& bias, size_t n, double eps,
+                     double share, uint64_t seed) {
+  if (weight.shape(0) != n || bias.shape(0) != n) refuse("the norm is of another width");
+  return {n, weight.data(), bias.data(), static_cast<float>(eps), dropping(checked_share(share)),
           hash(seed, 0)};
-    if (weight.shape(0) != of.n || bias.shape(0) != of.n) refuse("the norm is of another width");
-  }
-  size_t parts() const { return (rows + most - 1) / most; }
-  // one(row, the number of its first element)
-  template <typename One>
-  void run(size_t part, One one) const {
-    for (size_t row = part * most; row < std::min(rows, (part + 1) * most); ++row)
-      one(row, static_cast<uint32_t>(row * of.n));
-  }
-};
+}
 
 void add_norm(Array<float, 2> x, Array<float, 2> residual, Array<float, 1> weight,
               Array<float, 1> bias, double eps, double share, uint64_t seed, Written total, Written out,
               Written found, size_t threads) {
   const Kernels& kernels = kernels_called(std::nullopt);
-  const Sums sums(x, weight, bias, eps, share, seed);
-  const size_t n = sums.of.n;
-  check_shape(residual, sums.rows, n, "residual");
-  check_shape(total, sums.rows, n, "total");
-  check_shape(out, sums.rows, n, "out");
-  check_shape(found, sums.rows, 2, "found");
+  const size_t rows = x.shape(0), n = x.shape(1);
+  const AddNorm of = checked_norm(weight, bias, n, eps, share, seed);
+  check_shape(residual, rows, n, "residual");
+  check_shape(total, rows, n, "total");
+  check_shape(out, rows, n, "out");
+  check_shape(found, rows, 2, "found");
+  const Each each = checked_threads(threads);
   nb::gil_scoped_release released;
-  for_each(threads, sums.parts(), [&](size_t part) {
-    sums.run(part, [&](size_t row, uint32_t number) {
-      kernels.add_norm(sums.of, number, x.data() + row * n, residual.data() + row * n,
-                       total.data() + row * n, out.data() + row * n, found.data() + row * 2);
-    });
-  });
+  add_norm_rows(kernels, of, rows, x.data(), residual.data(), total.data(), out.data(), found.data(),
+                each);
 }
 
-// x_grad is not written where nothing is dropped: it is residual_grad then.
 void add_norm_back(Array<float, 2> total, Array<float, 2> found, Array<float, 1> weight,
                    Array<float, 1> bias, double eps, double share, uint64_t seed,
                    Array<float, 2> out_grad, Written residual_grad, Written x_grad, Flat weight_grad,
                    Flat bias_grad, size_t threads) {
   const Kernels& kernels = kernels_called(std::nullopt);
-  const Sums sums(total, weight, bias, eps, share, seed);
-  const size_t n = sums.of.n;
-  check_shape(found, sums.rows, 2, "found");
-  check_shape(out_grad, sums.rows, n, "out_grad");
-  check_shape(residual_grad, sums.rows, n, "residual_grad");
-  check_shape(x_grad, sums.rows, n, "x_grad");
+  const size_t rows = total.shape(0), n = total.shape(1);
+  const AddNorm of = checked_norm(weight, bias, n, eps, share, seed);
+  check_shape(found, rows, 2, "found");
+  check_shape(out_grad, rows, n, "out_grad");
+  check_shape(residual_grad, rows, n, "residual_grad");
+  check_shape(x_grad, rows, n, "x_grad");
   if (weight_grad.shape(0) != n || bias_grad.shape(0) != n) refuse("a gradient is of another width");
+  const Each each = checked_threads(threads);
   nb::gil_scoped_release released;
-  std::vector<float> of_parts(sums.parts() * 2 * n, 0.0f);
-  for_each(threads, sums.parts(), [&](size_t part) {
-    float* own = of_parts.data() + part * 2 * n;
-    sums.run(part, [&](size_t row, uint32_t number) {
-      kernels.add_norm_back(sums.of, number, total.data() + row * n, found.data() + row * 2,
-                            out_grad.data() + row * n, residual_grad.data() + row * n,
-                            x_grad.data() + row * n, own, own + n);
-    });
-  });
-  std::fill_n(weight_grad.data(), n, 0.0f);
-  std::fill_n(bias_grad.data(), n, 0.0f);
-  for (size_t part = 0; part < sums.parts(); ++part)
-    for (size_t i = 0; i < n; ++i) {
-      weight_grad.data()[i] += of_parts[part * 2 * n + i];
-      bias_grad.data()[i] += of_parts[(part * 2 + 1) * n + i];
-    }
+  add_norm_rows_back(kernels, of, rows, total.data(), found.data(), out_grad.data(),
+                     residual_grad.data(), x_grad.data(), weight_grad.data(), bias_grad.data(), each);
+}
+
+// --- a whole layer --------------------------------------------------------------------------------
+
+using Weight = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+
+// A layer in training, with what is the same in both directions. `weights` are weight and bias of
+// query, key, value, output, attention_norm, up, down and norm.
+struct LayerOf {
+  TrainedLayer::Shape shape;
+  LayerWeights weights;
+  LayerCall call;
+  const Kernels& kernels = kernels_called(std::nullopt);
+
+  LayerOf(const std::vector<Weight>& of, const Array<int32_t, 1>& offsets, size_t rows, size_t hidden,
+          size_t heads, double attention_share, double hidden_share, std::array<uint64_t, 3> seeds,
+          double eps, size_t parts, bool for_x) {
+    if (of.size() != 16) refuse("a layer has 16 weights and biases");
+    const size_t wide = of[11].size();
+    for (const size_t outputs : {3 * hidden, wide}) shape_of(rows, hidden, outputs, parts, for_x);
+    shape = {rows, hidden, wide, heads, parts, for_x};
+    size_t next = 0;
+    const auto take = [&](size_t size) {
+      if (of[next].size() != size) refuse("a weight or bias is of another size");
+      return of[next++].data();
+    };
+    const auto matrix = [&](size_t inputs, size_t outputs) {
+      const float* values = take(outputs * inputs);
+      return Matrix{values, take(outputs), outputs};
+    };
+    const auto norm = [&] {
+      const float* weight = take(hidden);
+      return NormOf<const float>{weight, take(hidden)};
+    };
+    weights.query = matrix(hidden, hidden);
+    weights.key = matrix(hidden, hidden);
+    weights.value = matrix(hidden, hidden);
+    weights.output = matrix(hidden, hidden);
+    weights.attention_norm = norm();
+    weights.up = matrix(hidden, wide);
+    weights.down = matrix(wide, hidden);
+    weights.norm = norm();
+    const Texts texts =
+        checked_texts(offsets, offsets, rows, rows, hidden, heads, attention_share, seeds[0]);
+    call = {texts, checked_share(hidden_share), seeds[1], seeds[2], static_cast<float>(eps)};
+  }
+
+  TrainedLayer in(const Memory& memory) const {
+    check_memory(kernels, memory, TrainedLayer::memory(shape));
+    return TrainedLayer(kernels, shape, memory.data());
+  }
+};
+
+size_t layer_memory(size_t rows, size_t hidden, size_t wide, size_t heads, size_t parts, bool for_x) {
+  for (const size_t outputs : {3 * hidden, wide}) shape_of(rows, hidden, outputs, parts, for_x);
+  return TrainedLayer::memory({rows, hidden, wide, heads, parts, for_x});
+}
+
+void layer(Array<float, 2> x, const std::vector<Weight>& weights, Memory memory, Written out,
+           Array<int32_t, 1> offsets, size_t heads, double attention_share, double hidden_share,
+           std::array<uint64_t, 3> seeds, double eps, size_t parts, bool for_x, size_t threads) {
+  const LayerOf of(weights, offsets, x.shape(0), x.shape(1), heads, attention_share, hidden_share,
+                   seeds, eps, parts, for_x);
+  check_shape(out, x.shape(0), x.shape(1), "out");
+  const TrainedLayer made = of.in(memory);
+  const Each each = checked_threads(threads);
+  nb::gil_scoped_release released;
+  made.forward(x.data(), of.weights, of.call, out.data(), each);
+}
+
+void layer_back(Array<float, 2> out_grad, const std::vector<Weight>& weights, Memory memory,
+                std::optional<Written> x_grad, std::optional<Flat> grads, Array<int32_t, 1> offsets,
+                size_t heads, double attention_share, double hidden_share,
+                std::array<uint64_t, 3> seeds, double eps, size_t parts, bool for_x, size_t threads) {
+  const LayerOf of(weights, offsets, out_grad.shape(0), out_grad.shape(1), heads, attention_share,
+                   hidden_share, seeds, eps, parts, for_x);
+  if (x_grad) check_shape(*x_grad, out_grad.shape(0), out_grad.shape(1), "x_grad");
+  if (x_grad && !for_x) refuse("x's gradient was not to be wanted");
+  if (grads && grads->shape(0) != TrainedLayer::weights(of.shape)) refuse("grads is of another size");
+  const TrainedLayer made = of.in(memory);
+  const Each each = checked_threads(threads);
+  nb::gil_scoped_release released;
+  made.backward(of.weights, of.call, out_grad.data(), x_grad ? x_grad->data() : nullptr,
+                grads ? grads->data() : nullptr, each);
 }
 
 // A tensor of an optimiser: its numbers, their gradient and what is remembered of it.
@@ -592,6 +612,16 @@ NB_MODULE(_native, module) {
              "weight"_a.noconvert(), "bias"_a.noconvert(), "eps"_a, "share"_a, "seed"_a,
              "out_grad"_a.noconvert(), "residual_grad"_a.noconvert(), "x_grad"_a.noconvert(),
              "weight_grad"_a.noconvert(), "bias_grad"_a.noconvert(), "threads"_a);
+  module.def("layer_memory", &enrobe::layer_memory, "rows"_a, "hidden"_a, "wide"_a, "heads"_a,
+             "parts"_a, "for_x"_a);
+  module.def("layer", &enrobe::layer, "x"_a.noconvert(), "weights"_a.noconvert(),
+             "memory"_a.noconvert(), "out"_a.noconvert(), "offsets"_a.noconvert(), "heads"_a,
+             "attention_share"_a, "hidden_share"_a, "seeds"_a, "eps"_a, "parts"_a, "for_x"_a,
+             "threads"_a);
+  module.def("layer_back", &enrobe::layer_back, "out_grad"_a.noconvert(), "weights"_a.noconvert(),
+             "memory"_a.noconvert(), "x_grad"_a.noconvert().none(), "grads"_a.noconvert().none(),
+             "offsets"_a.noconvert(), "heads"_a, "attention_share"_a, "hidden_share"_a, "seeds"_a,
+             "eps"_a, "parts"_a, "for_x"_a, "threads"_a);
   module.def("adamw", &enrobe::adamw, "tensors"_a.noconvert(), "hows"_a, "beta1"_a, "beta2"_a,
              "eps"_a, "grad_scale"_a, "threads"_a);
   module.def("sum_of_squares", &enrobe::sum_of_squares, "tensors"_a.noconvert(), "threads"_a);

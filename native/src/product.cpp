@@ -23,29 +23,30 @@ Slices slices_of(const Kernels& kernels, size_t parts) {
                     : Slices{3, kernels.slice, kernels.dot_sliced_short};
 }
 
-// out[rows][columns] (a stride apart) = rows of bytes times a panel, in parts that threads share.
-// `scale` is that of each column; `bias` may be null, and `activated`, which is GELU(out).
+// out[rows][columns] = rows of bytes times panels, in parts that threads share. `scale` is that of each
+// column; `bias` may be null, and `activated`, which is GELU(out). Threads part the larger of both
+// sides: each of them has made what it now reads, if that was made in this order.
 void multiply(const Kernels& kernels, const Slices& how, const Sliced& a, size_t rows,
               const int8_t* panel, const float* scale, size_t k, size_t columns, const float* bias,
               float* out, float* activated, const Each& each) {
   const size_t most = kernels.float_rows, blocks = ceiling(rows, most);
-  each(ceiling(columns, kPanel) * blocks, [&](size_t part) {
-    alignas(64) float sums[kMostRows * kPanel];
-    const size_t first = part % blocks * most, column = part / blocks * kPanel;
+  const size_t panels = ceiling(columns, kPanel);
+  each(panels * blocks, [&](size_t part) {
+    const size_t first = (rows > columns ? part / panels : part % blocks) * most;
+    const size_t column = (rows > columns ? part % panels : part / blocks) * kPanel;
     const size_t count = std::min(most, rows - first), wide = std::min(kPanel, columns - column);
+    const size_t place = first * columns + column;
+    const bool whole = wide == kPanel;
+    alignas(64) float edge[kMostRows * kPanel];
     kernels.begin();
     how.dot(a.bytes + first * a.stride, a.stride, count, panel + how.parts * column * k, k,
-            a.scale + first, scale + column, sums);
+            a.scale + first, scale + column, bias ? bias + column : nullptr,
+            whole ? out + place : edge, whole ? columns : kPanel);
     kernels.end();
     for (size_t row = 0; row < count; ++row) {
-      const size_t place = (first + row) * columns + column;
-      float* to = out + place;
-      const float* from = sums + row * kPanel;
-      if (bias)
-        for (size_t i = 0; i < wide; ++i) to[i] = from[i] + bias[column + i];
-      else
-        std::memcpy(to, from, wide * sizeof(float));
-      if (activated) kernels.gelu(to, wide, activated + place);
+      const size_t at = place + row * columns;
+      if (!whole) std::memcpy(out + at, edge + row * kPanel, wide * sizeof(float));
+      if (activated) kernels.gelu(out + at, wide, activated + at);
     }
   });
 }
@@ -90,14 +91,15 @@ size_t Sliced::size(size_t rows, size_t k, size_t parts) {
 
 size_t Product::memory(const Shape& of) {
   const size_t tall = padded(of.outputs);
-  return Sliced::size(of.rows, of.inputs, of.parts) + tall * sizeof(float) +
+  return Sliced::size(padded(of.rows), of.inputs, of.parts) + tall * sizeof(float) +
          (of.for_x ? of.parts * padded(of.inputs) * tall : 0);
 }
 
 Product::Product(const Kernels& kernels, const Shape& shape, uint8_t* memory)
     : kernels_(kernels), shape_(shape), how_(slices_of(kernels, shape.parts)),
-      x_(shape.rows, shape.inputs, shape.parts, memory) {
-  scale_ = reinterpret_cast<float*>(memory + Sliced::size(shape.rows, shape.inputs, shape.parts));
+      x_(padded(shape.rows), shape.inputs, shape.parts, memory) {
+  scale_ = reinterpret_cast<float*>(memory +
+                                    Sliced::size(padded(shape.rows), shape.inputs, shape.parts));
   along_outputs_ = reinterpret_cast<int8_t*>(scale_ + padded(shape.outputs));
 }
 
@@ -105,14 +107,22 @@ void Product::forward(const float* x, const std::vector<Matrix>& matrices, float
                       float* activated, const Each& each) {
   const size_t rows = shape_.rows, inputs = shape_.inputs, outputs = shape_.outputs;
   const Block<int8_t> along_inputs = pack(matrices, each);
-  each(ceiling(rows, kRowsAtOnce), [&](size_t part) {
+  each(padded(rows) / kRowsAtOnce, [&](size_t part) {
     Slicer slicer(how_, inputs);
-    for (size_t row = part * kRowsAtOnce; row < std::min(rows, (part + 1) * kRowsAtOnce); ++row)
-      slicer(x + row * inputs, nullptr, x_.bytes + row * x_.stride, x_.scale + row);
+    for (size_t row = part * kRowsAtOnce; row < (part + 1) * kRowsAtOnce; ++row) {
+      int8_t* bytes = x_.bytes + row * x_.stride;
+      if (row < rows) {
+        slicer(x + row * inputs, nullptr, bytes, x_.scale + row);
+      } else {
+        std::memset(bytes, 0, shape_.parts * padded(inputs));
+        x_.scale[row] = 0.0f;
+      }
+    }
   });
   std::vector<float> bias;
   for (const Matrix& matrix : matrices)
     bias.insert(bias.end(), matrix.bias, matrix.bias + matrix.count);
+  bias.resize(padded(outputs));
   multiply(kernels_, how_, x_, rows, along_inputs.get(), scale_, padded(inputs), outputs,
            bias.data(), y, activated, each);
 }
@@ -185,29 +195,16 @@ void Product::backward(const float* y_grad, const float* y, float* x_grad, float
   // Summed over rows, each of which has a scale in x.
   const size_t long_ = padded(rows), steps = long_ / kStep, wide = padded(inputs);
   Block<int8_t> panel = allocate<int8_t>(parts * long_ * wide);
-  Sliced by_output(outputs, rows, parts);
-  Block<float> x_scale = allocate<float>(long_);
-  std::copy(x_.scale, x_.scale + rows, x_scale.get());
-  std::fill(x_scale.get() + rows, x_scale.get() + long_, 0.0f);
-  each(steps + ceiling(outputs, kColumns), [&](size_t part) {
-    if (part < steps) {
-      const size_t first = part * kStep, count = std::min(kStep, rows - first);
-      const int8_t* from = x_.bytes + first * x_.stride;
-      size_t stride = x_.stride;
-      Block<int8_t> filled;
-      if (count < kStep) {
-        filled = allocate<int8_t>(kStep * stride);
-        std::memset(filled.get(), 0, kStep * stride);
-        std::memcpy(filled.get(), from, (count - 1) * stride + parts * wide);
-        from = filled.get();
-      }
-      for (size_t group = 0; group < wide / kColumns; ++group)
+  each(wide / kPanel, [&](size_t part) {
+    for (size_t group = part * kPanel / kColumns; group < (part + 1) * kPanel / kColumns; ++group)
+      for (size_t step = 0; step < steps; ++step)
         for (size_t slice = 0; slice < parts; ++slice)
-          kernels_.pack_rows(from + slice * wide + group * kColumns, stride,
-                             panel.get() + tile(group, part, steps, slice, parts));
-      return;
-    }
-    const size_t first = (part - steps) * kColumns, count = std::min(kColumns, outputs - first);
+          kernels_.pack_rows(x_.bytes + step * kStep * x_.stride + slice * wide + group * kColumns,
+                             x_.stride, panel.get() + tile(group, step, steps, slice, parts));
+  });
+  Sliced by_output(outputs, rows, parts);
+  each(ceiling(outputs, kColumns), [&](size_t part) {
+    const size_t first = part * kColumns, count = std::min(kColumns, outputs - first);
     // Their numbers of all rows, side by side.
     Block<float> columns = allocate<float>(kColumns * long_);
     const size_t whole = count == kColumns ? rows / kColumns * kColumns : 0;
@@ -217,7 +214,7 @@ void Product::backward(const float* y_grad, const float* y, float* x_grad, float
       float* column = columns.get() + i * long_;
       for (size_t row = whole; row < rows; ++row) column[row] = y_grad[row * outputs + first + i];
       std::fill(column + rows, column + long_, 0.0f);
-      how_.slice(column, x_scale.get(), long_,
+      how_.slice(column, x_.scale, long_,
                  by_output.bytes + (first + i) * by_output.stride,
                  by_output.scale + first + i);
     }

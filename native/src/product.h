@@ -7,14 +7,9 @@
 // Legend: T rows, I inputs, O outputs; y = x W' + b with W (O, I).
 #pragma once
 
-#include <functional>
-
-#include "linear.h"
+#include "training.h"
 
 namespace enrobe {
-
-// What runs `work` for 0 to count - 1, in any order, in so many threads.
-using Each = std::function<void(size_t count, const std::function<void(size_t)>& work)>;
 
 // How finely numbers are sliced.
 struct Slices {

@@ -8,33 +8,63 @@ namespace enrobe {
 
 namespace {
 
-// What GCC makes of `#pragma omp parallel`; LLVM's and Intel's runtimes have it, too.
-using Parallel = void (*)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
+// What GCC makes of `#pragma omp parallel`, and which of the threads this is; LLVM's and Intel's
+// runtimes have them, too.
+struct OpenMP {
+  void (*parallel)(void (*work)(void*), void* data, unsigned threads, unsigned flags) = nullptr;
+  int (*rank)() = nullptr;
+};
 
-Parallel openmp() {
+OpenMP openmp() {
+  static OpenMP found;
+  if (found.rank) return found;
   for (const char* name : {"libgomp.so.1", "libiomp5.so", "libomp.so"})
-    if (void* library = dlopen(name, RTLD_LAZY | RTLD_NOLOAD))
-      if (void* found = dlsym(library, "GOMP_parallel")) return reinterpret_cast<Parallel>(found);
-  return nullptr;
+    if (void* library = dlopen(name, RTLD_LAZY | RTLD_NOLOAD)) {
+      found.parallel = reinterpret_cast<decltype(found.parallel)>(dlsym(library, "GOMP_parallel"));
+      found.rank = reinterpret_cast<decltype(found.rank)>(dlsym(library, "omp_get_thread_num"));
+      if (found.parallel && found.rank) return found;
+    }
+  return {};
 }
+
+// What a thread is to do, from the first on. Each share is on a line of its own.
+struct alignas(64) Share {
+  std::atomic<size_t> next;
+  size_t last;
+};
 
 }  // namespace
 
 void for_each(size_t threads, size_t count, const std::function<void(size_t)>& work) {
-  std::atomic<size_t> next{0};
-  std::function<void()> all = [&] {
-    for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) work(i);
-  };
   threads = std::min(threads, count);
   if (threads < 2) {
-    all();
-  } else if (const Parallel parallel = openmp()) {
-    parallel([](void* data) { (*static_cast<std::function<void()>*>(data))(); }, &all,
-             static_cast<unsigned>(threads), 0);
+    for (size_t i = 0; i < count; ++i) work(i);
+    return;
+  }
+  std::vector<Share> shares(threads);
+  for (size_t rank = 0; rank < threads; ++rank) {
+    shares[rank].next.store(rank * count / threads, std::memory_order_relaxed);
+    shares[rank].last = (rank + 1) * count / threads;
+  }
+  std::function<void(size_t)> all = [&](size_t rank) {
+    for (size_t turn = 0; turn < threads; ++turn) {
+      Share& share = shares[(rank + turn) % threads];
+      for (size_t i; (i = share.next.fetch_add(1, std::memory_order_relaxed)) < share.last;) work(i);
+    }
+  };
+  const OpenMP found = openmp();
+  if (found.parallel) {
+    std::pair<decltype(all)*, decltype(found.rank)> call{&all, found.rank};
+    found.parallel(
+        [](void* data) {
+          const auto& [run, rank] = *static_cast<decltype(call)*>(data);
+          (*run)(static_cast<size_t>(rank()));
+        },
+        &call, static_cast<unsigned>(threads), 0);
   } else {
     std::vector<std::thread> others;
-    for (size_t i = 1; i < threads; ++i) others.emplace_back(all);
-    all();
+    for (size_t i = 1; i < threads; ++i) others.emplace_back(all, i);
+    all(0);
     for (auto& other : others) other.join();
   }
 }

@@ -1,18 +1,23 @@
 """enrobe-native's kernels for training: against float64, and themselves in other threads."""
 
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from enrobe.nn import attention
+from enrobe.config import EncoderConfig
+from enrobe.nn import attention, encoder
 from enrobe.nn.attention import attend, plan
 from enrobe.nn.dropout import Dropout
+from enrobe.nn.encoder import Layer
 from enrobe.nn.kernels import kernels_for
 from enrobe.nn.norms import add_norm
 from enrobe.nn.products import project
+from enrobe.nn.whole_layer import whole_layer
 from enrobe.text.ragged import row_offsets
 
 native: Any = pytest.importorskip("enrobe_native", reason="enrobe-native is not installed")
@@ -231,6 +236,80 @@ def test_sums_and_their_norms(rows: int, hidden: int, share: float) -> None:
     assert all(error(a, b) < 2e-6 for a, b in zip(*found, strict=True))
 
 
+def config(hidden: int, heads: int, share: float) -> EncoderConfig:
+    return EncoderConfig(
+        family="bert",
+        vocab_size=10,
+        hidden_size=hidden,
+        num_layers=1,
+        num_heads=heads,
+        intermediate_size=2 * hidden + 8,
+        hidden_dropout=share,
+        attention_dropout=share / 2,
+        max_positions=512,
+    )
+
+
+@needs_products
+@pytest.mark.parametrize(("hidden", "heads"), [(64, 2), (56, 7), (128, 4)])
+@pytest.mark.parametrize("share", [0.0, 0.3])
+@pytest.mark.parametrize(
+    "frozen",
+    [(), ("hidden",), ("up.weight", "key.bias", "norm.weight"), ("*.*",), ("hidden", "up.*")],
+)
+def test_a_whole_layer_is_its_steps(
+    hidden: int, heads: int, share: float, frozen: tuple[str, ...], monkeypatch: Any
+) -> None:
+    torch.manual_seed(0)
+    layer = Layer(config(hidden, heads, share))
+    for name, parameter in layer.named_parameters():
+        nn.init.normal_(parameter, std=0.2)
+        parameter.requires_grad_(not any(fnmatchcase(name, pattern) for pattern in frozen))
+    spans = plan(row_offsets(LENGTHS), None, torch.device("cpu")).every
+    x, grad = torch.randn(2, sum(LENGTHS), hidden)
+    found = []
+    for way in ("whole", "steps", "checkpoint"):
+        with monkeypatch.context() as patched:
+            if way == "steps":
+                patched.setattr(encoder, "whole_layer", lambda *_: None)
+            else:
+                assert whole_layer(layer, x, spans) is not None
+            leaf = x.clone().requires_grad_("hidden" not in frozen)
+            torch.manual_seed(5)
+            if way == "checkpoint":
+                out = checkpoint(layer, leaf, spans, use_reentrant=False)
+            else:
+                out = layer(leaf, spans)
+            after = torch.get_rng_state()
+            out.backward(grad)
+        grads = [leaf.grad, *(parameter.grad for parameter in layer.parameters())]
+        layer.zero_grad()
+        found.append([out.detach(), after, *grads])
+    for name, whole, *others in zip(
+        ["out", "state", "hidden", *(name for name, _ in layer.named_parameters())],
+        *found,
+        strict=True,
+    ):
+        assert (whole is None) == any(fnmatchcase(name, pattern) for pattern in frozen)
+        assert all(one is whole or torch.equal(one, whole) for one in others), name
+
+
+@needs_products
+def test_a_layer_goes_step_by_step_where_it_must() -> None:
+    layer, device = Layer(config(64, 2, 0.1)), torch.device("cpu")
+    offsets = row_offsets(LENGTHS)
+    every, x = plan(offsets, None, device).every, torch.randn(sum(LENGTHS), 64)
+    assert whole_layer(layer, x, plan(offsets, np.array([3]), device).last) is None
+    assert whole_layer(layer, x[:9], plan(np.array([0, 9]), None, device).every) is None
+    with torch.no_grad():
+        assert whole_layer(layer, x, every) is None
+    layer.dropout.share = 1.0
+    assert whole_layer(layer, x, every) is None
+    layer.dropout.share = 0.0
+    layer.down = nn.Sequential(layer.down)  # type: ignore[assignment]
+    assert whole_layer(layer, x, every) is None
+
+
 def test_what_does_not_fit_is_refused() -> None:
     x = np.ones((4, 8), np.float32)
     offsets, wrong = np.array([0, 4], np.int32), np.array([0, 3], np.int32)
@@ -266,7 +345,7 @@ def test_what_does_not_fit_is_refused() -> None:
         (x[:3], room, y, out, 3, "activated must be"),
         (x[:3], room, y, None, 4, "parts must be"),
         (x[:3], room[:-1], y, None, 3, "memory is too short"),
-        (x[:3], np.zeros(9999, np.uint8)[1:], y, None, 3, "memory must start"),
+        (x[:3], np.zeros(99_999, np.uint8)[1:], y, None, 3, "memory must start"),
     ):
         with pytest.raises(ValueError, match=what):
             native.product(x, [(matrix, bias)], memory, y_, activated, parts, False, 1)
@@ -279,3 +358,29 @@ def test_what_does_not_fit_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=what):
             native.product_back(memory, 8, 3, False, y_grad, before, *grads, 1)
+    room = torch.empty(native.layer_memory(4, 8, 16, 2, 3, True), dtype=torch.uint8).numpy()
+    sizes = [64, 8] * 4 + [8, 8, 128, 16, 128, 8, 8, 8]
+    weights = [np.ones(size, np.float32) for size in sizes]
+    how = (offsets, 2, 0.0, 0.0, (0, 0, 0), 1e-5, 3)
+    native.layer(x, weights, room, out, *how, True, 1)
+    grads_ = np.ones(sum(sizes), np.float32)
+    native.layer_back(out, weights, room, x.copy(), grads_, *how, True, 1)
+    for given, memory, out_, how_, what in (
+        (weights[:15], room, out, how, "16 weights"),
+        ([*weights[:3], *weights[4:], weights[3][:0]], room, out, how, "another size"),
+        (weights, room[:-1], out, how, "memory is too short"),
+        (weights, room, y, how, "out must be"),
+        (weights, room, out, (wrong, *how[1:]), "query_offsets must go"),
+        (weights, room, out, (offsets, 3, *how[2:]), "multiple of heads"),
+        (weights, room, out, (offsets, 2, 0.0, 1.0, *how[4:]), "share must be"),
+        (weights, room, out, (*how[:-1], 1), "parts must be"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            native.layer(x, given, memory, out_, *how_, True, 1)
+    for x_grad, flat_, for_x, what in (
+        (out.copy(), None, False, "not to be wanted"),
+        (y, None, True, "x_grad must be"),
+        (None, grads_[:-1], True, "grads is of another size"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            native.layer_back(out, weights, room, x_grad, flat_, *how, for_x, 1)

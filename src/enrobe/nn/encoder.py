@@ -30,6 +30,7 @@ from enrobe.nn.attention import Ids, Spans, attend, plan
 from enrobe.nn.dropout import Dropout
 from enrobe.nn.norms import add_norm
 from enrobe.nn.products import project, project_gelu
+from enrobe.nn.whole_layer import whole_layer
 
 # How every parameter starts, by name; the first match holds. `normal` has a mean of 0 and a
 # standard deviation of initializer_range (BERT, RoBERTa). The word embedding of pad_id is 0.
@@ -112,6 +113,9 @@ class Layer(nn.Module):
 
     def forward(self, hidden_TH: Tensor, spans: Spans) -> Tensor:
         """Shapes: hidden (T, H) -> (P, H), where P is T unless the spans pick positions."""
+        whole_TH = whole_layer(self, hidden_TH, spans)
+        if whole_TH is not None:
+            return whole_TH
         if spans.picks is None:
             asking_PH = hidden_TH
             query_PH, key_TH, value_TH = project(hidden_TH, self.query, self.key, self.value)

@@ -23,7 +23,7 @@ _ROWS = range(96, 32_769)
 
 def project(x_TI: Tensor, *modules: nn.Module) -> tuple[Tensor, ...]:
     """What each module makes of the same rows. Shapes: (T, I) -> (T, O) each."""
-    kernels = _kernels(x_TI, modules)
+    kernels = kernels_of_products(x_TI, modules)
     if kernels is None:
         return tuple(module(x_TI) for module in modules)
     return _product(kernels, x_TI, modules, gelu=False)
@@ -31,14 +31,14 @@ def project(x_TI: Tensor, *modules: nn.Module) -> tuple[Tensor, ...]:
 
 def project_gelu(x_TI: Tensor, module: nn.Module) -> Tensor:
     """GELU of what a module makes of rows. Shapes: (T, I) -> (T, O)."""
-    kernels = _kernels(x_TI, [module])
+    kernels = kernels_of_products(x_TI, [module])
     if kernels is None:
         return F.gelu(module(x_TI))
     return _product(kernels, x_TI, [module], gelu=True)[0]
 
 
-def _kernels(x: Tensor, modules: Sequence[nn.Module]) -> ModuleType | None:
-    """enrobe_native, where it can do these products and is quicker."""
+def kernels_of_products(x: Tensor, modules: Sequence[nn.Module]) -> ModuleType | None:
+    """enrobe_native, where it can do all these products side by side and is quicker."""
     rows, inputs = x.shape
     if rows not in _ROWS or inputs > _ROWS[-1]:
         return None
@@ -51,6 +51,11 @@ def _kernels(x: Tensor, modules: Sequence[nn.Module]) -> ModuleType | None:
     kernels = kernels_for(x)
     fits = outputs <= _ROWS[-1] and kernels is not None and kernels.has_products()
     return kernels if fits else None
+
+
+def bytes_of_a_number() -> int:
+    """Three; two where torch is told that less will do."""
+    return 3 if torch.get_float32_matmul_precision() == "highest" else 2
 
 
 def _product(
@@ -75,8 +80,7 @@ class _Product(Function):
         sizes = [len(weight) for weight in parameters[:half]]
         rows, inputs = x_TI.shape
         outputs = sum(sizes)
-        # Where torch is told that less will do, it is two bytes of a number.
-        parts = 3 if torch.get_float32_matmul_precision() == "highest" else 2
+        parts = bytes_of_a_number()
         for_x = ctx.needs_input_grad[1]
         # What the gradients need of rows and matrices. A tensor, so that gradient checkpointing
         # can let go of it.

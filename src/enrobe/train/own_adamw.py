@@ -39,7 +39,7 @@ class OwnAdamW:
         """The norm of the whole gradient; the next step scales it to have `most` at most."""
         groups = self._optimizer.param_groups
         parameters = [parameter for group in groups for parameter in group["params"]]
-        grads = [_flat(one.grad) for one in parameters if one.grad is not None]
+        grads = [one.grad.numpy().ravel() for one in parameters if one.grad is not None]
         norm = math.sqrt(self._kernels.sum_of_squares(grads, torch.get_num_threads()))
         # As torch has it. `step` does the scaling, and need not go through all of it for that.
         self._factor = 1.0 if most is None else min(1.0, most / (norm + 1e-6))
@@ -59,7 +59,7 @@ class OwnAdamW:
                 moved.steps += 1
                 steps = float(moved.steps)
                 hows.append((group["lr"] / (1 - beta1**steps), keep, (1 - beta2**steps) ** -0.5))
-                tensors.append((moved.x, _flat(grad), moved.mean, moved.square))
+                tensors.append((moved.x, grad.numpy().ravel(), moved.mean, moved.square))
                 parameter.grad = None
         eps, threads = self._optimizer.defaults["eps"], torch.get_num_threads()
         self._kernels.adamw(tensors, hows, beta1, beta2, eps, self._factor, threads)
