@@ -89,8 +89,11 @@ struct Encoder::Work {
   }
 };
 
-// 24 rows of scores, and the keys turned.
-size_t attend_scratch(size_t keys, size_t d) { return padded(keys) * (24 + d); }
+// Keys and values packed, and some rows of scores and of what they become: the most that any table
+// wants, which is AMX's.
+size_t attend_scratch(size_t keys, size_t d) {
+  return padded(keys) * (3 * d / 2 + 85) + 38 * d + 2048;
+}
 
 Encoder::Encoder(Sizes given, const Kernels& table, size_t count)
     : sizes(given), kernels(table), threads(count) {}

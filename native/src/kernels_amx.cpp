@@ -3,11 +3,6 @@
 // It has no float32, but whole numbers that are summed exactly. A row's numbers are rounded to 24 bits
 // of the row's largest, in three signed bytes, and of the nine products of bytes the eight are summed
 // that reach float32's last digit (Ozaki et al. 2012; Ootomo, Ozaki and Yokota 2024).
-#if defined(__GNUC__) && !defined(__clang__)
-// GCC 12 takes the undefined lanes of its own intrinsics for a mistake.
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
 #include "avx512.inl"
 
 #include <cpuid.h>
@@ -361,6 +356,176 @@ void pack_rows(const int8_t* rows, size_t stride, int8_t* tile) {
   }
 }
 
+// --- attention ------------------------------------------------------------------------------------
+
+// From so many keys on attention is quicker by tiles, for heads that fill them.
+constexpr size_t kFewestKeys = 112;
+constexpr size_t kQueriesAtOnce = 48;
+
+constexpr size_t sliced_stride(size_t k) { return 3 * k + 64; }
+
+// Columns of a panel, 16 at a time, from as many rows of slices; K a multiple of 64.
+void pack_panel(const int8_t* rows, size_t k, int8_t* panel) {
+  for (size_t step = 0; step < k / 64; ++step)
+    for (size_t part = 0; part < 3; ++part, panel += 1024)
+      pack_columns(rows + part * k + 64 * step, sliced_stride(k), panel);
+}
+
+// 2^x for x <= 0, to two units in the last place: 2^n times a minimax polynomial on +-1/2.
+ENROBE_INLINE __m512 power_of_two(__m512 x) {
+  // In this order, so that NaN stays.
+  x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);
+  const __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  __m512 p = _mm512_set1_ps(0x1.5c08e6p-10f);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.3d0c52p-7f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.c6b6e4p-5f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.ebf918p-3f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.62e428p-1f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0x1.000002p+0f));
+  return _mm512_scalef_ps(p, _mm512_sub_ps(x, r));
+}
+
+// 2^(x - most) of a row, a share of 1 each, as slices; what stands beyond n as zeros. Returns 1 / their
+// sum.
+float slice_softmax(const float* x, size_t n, size_t wide, int8_t* slices) {
+  const auto inside = [&](size_t at) {
+    return (__mmask16)(n - at < 16 ? (1u << (n - at)) - 1 : 0xFFFFu);
+  };
+  __m512 highest = _mm512_set1_ps(-3.0e38f);
+  for (size_t i = 0; i < n; i += 16)
+    highest = _mm512_mask_max_ps(highest, inside(i), highest, _mm512_loadu_ps(x + i));
+  const __m512 most = _mm512_set1_ps(_mm512_reduce_max_ps(highest));
+  const __m512i halves = _mm512_set1_epi32(0x808080);
+  __m512 total = _mm512_setzero_ps();
+  for (size_t i = 0; i < wide; i += 64) {
+    __m512i numbers[4];
+    for (size_t part = 0; part < 4; ++part) {
+      const size_t at = i + 16 * part;
+      __m512 share = _mm512_setzero_ps();
+      if (at < n)
+        share = _mm512_maskz_mov_ps(
+            inside(at), power_of_two(_mm512_sub_ps(_mm512_loadu_ps(x + at), most)));
+      total = _mm512_add_ps(total, share);
+      const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(share, _mm512_set1_ps(kLargest)));
+      numbers[part] = _mm512_xor_si512(_mm512_add_epi32(whole, halves), halves);
+    }
+    store_slices<3>(numbers, slices + i, wide);
+  }
+  return 1.0f / _mm512_reduce_add_ps(total);
+}
+
+// Scores of some queries with all keys, both of 64 numbers: the slices of 16 queries stay in their
+// tiles for 64 keys, whose own stay in the first cache for all queries.
+void score(const int8_t* queries, size_t rows, const int8_t* panels, size_t keys,
+           const float* row_scale, const float* scale, float* scores) {
+  alignas(64) int32_t parts[2][3][16 * 16];
+  Square<2> before;
+  for (size_t panel = 0; panel < keys; panel += kPanel)
+    for (size_t first = 0; first < rows; first += 16) {
+      const size_t count = rows - first < 16 ? rows - first : 16;
+      configure_sliced(count);
+      const int8_t* x = queries + first * sliced_stride(64);
+      _tile_loadd(4, x, sliced_stride(64));
+      _tile_loadd(5, x + 64, sliced_stride(64));
+      _tile_loadd(6, x + 128, sliced_stride(64));
+      for (size_t key = panel; key < panel + kPanel; key += 16) {
+        const int8_t* b = panels + 3 * 64 * key;
+        zero_sums();
+        _tile_loadd(7, b, 64);
+        _tile_dpbssd(0, 4, 7);
+        _tile_dpbssd(1, 5, 7);
+        _tile_dpbssd(2, 6, 7);
+        _tile_loadd(7, b + 1024, 64);
+        _tile_dpbssd(1, 4, 7);
+        _tile_dpbssd(2, 5, 7);
+        _tile_loadd(7, b + 2048, 64);
+        _tile_dpbssd(2, 4, 7);
+        before.turn(16);
+        int32_t(*own)[16 * 16] = parts[key / 16 % 2];
+        _tile_stored(0, own[0], 64);
+        _tile_stored(1, own[1], 64);
+        _tile_stored(2, own[2], 64);
+        before = {own, 0, count, row_scale + first, _mm512_loadu_ps(scale + key),
+                  _mm512_setzero_ps(), scores + first * keys + key, keys};
+      }
+    }
+  before.turn(16);
+}
+
+// As `attend` of kernels.inl, whose products are here of slices: scores of queries and keys in eight
+// products of bytes, shares times values in six.
+void attend_by_tiles(const float* q, size_t q_stride, size_t queries, const float* k, const float* v,
+                     size_t stride, size_t keys, size_t d, float* out, size_t out_stride,
+                     float* scratch) {
+  if (keys < kFewestKeys || d % 64) {
+    attend(q, q_stride, queries, k, v, stride, keys, d, out, out_stride, scratch);
+    return;
+  }
+  const size_t wide = enrobe::padded(keys);
+  const auto take = [&](size_t bytes) {
+    void* const own = scratch;
+    scratch += (bytes + 63) / 64 * 16;
+    return own;
+  };
+  int8_t* const key_panels = (int8_t*)take(3 * d * wide);
+  int8_t* const value_panels = (int8_t*)take(3 * d * wide);
+  float* const key_scale = (float*)take(wide * 4);
+  float* const value_scale = (float*)take(d * 4);
+  float* const row_scale = (float*)take(kQueriesAtOnce * 4);
+  int8_t* const asked = (int8_t*)take(kQueriesAtOnce * sliced_stride(d));
+  float* const scores = (float*)take(kQueriesAtOnce * wide * 4);
+  int8_t* const shares = (int8_t*)take(kQueriesAtOnce * sliced_stride(wide));
+
+  // Of base 2 is the softmax.
+  const float factor = 1.44269504f / __builtin_sqrtf((float)d);
+  for (size_t key = 0; key < wide; key += 16) {
+    // Nothing else is in these two places yet.
+    int8_t* const rows = asked;
+    for (size_t i = 0; i < 16; ++i) {
+      if (key + i < keys) {
+        slice(k + (key + i) * stride, nullptr, d, rows + i * sliced_stride(d), key_scale + key + i);
+        key_scale[key + i] *= factor;
+      } else {
+        __builtin_memset(rows + i * sliced_stride(d), 0, 3 * d);
+        key_scale[key + i] = 0.0f;
+      }
+    }
+    pack_panel(rows, d, key_panels + 3 * d * key);
+  }
+  for (size_t column = 0; column < d; column += 16) {
+    const size_t whole = keys / 16 * 16;
+    for (size_t key = 0; key < whole; key += 16)
+      transpose(v + key * stride + column, stride, scores + key, wide);
+    for (size_t i = 0; i < 16; ++i) {
+      float* const of_column = scores + i * wide;
+      for (size_t key = whole; key < wide; ++key)
+        of_column[key] = key < keys ? v[key * stride + column + i] : 0.0f;
+      slice(of_column, nullptr, wide, shares + i * sliced_stride(wide), value_scale + column + i);
+    }
+    pack_panel(shares, wide, value_panels + 3 * wide * column);
+  }
+
+  for (size_t start = 0; start < queries; start += kQueriesAtOnce) {
+    const size_t rows = queries - start < kQueriesAtOnce ? queries - start : kQueriesAtOnce;
+    for (size_t row = 0; row < rows; ++row)
+      slice(q + (start + row) * q_stride, nullptr, d, asked + row * sliced_stride(d),
+            row_scale + row);
+    if (d == 64)
+      score(asked, rows, key_panels, wide, row_scale, key_scale, scores);
+    else
+      for (size_t key = 0; key < wide; key += kPanel)
+        dot_sliced_short(asked, sliced_stride(d), rows, key_panels + 3 * d * key, d, row_scale,
+                         key_scale + key, nullptr, scores + key, wide);
+    for (size_t row = 0; row < rows; ++row)
+      row_scale[row] = 65536.0f / kLargest * slice_softmax(scores + row * wide, keys, wide,
+                                                          shares + row * sliced_stride(wide));
+    for (size_t column = 0; column < d; column += kPanel)
+      dot_sliced_short(shares, sliced_stride(wide), rows, value_panels + 3 * wide * column, wide,
+                       row_scale, value_scale + column, nullptr, out + start * out_stride + column,
+                       out_stride);
+  }
+}
+
 bool has_amx() {
   unsigned a, b, c, d;
   if (!enrobe::kernels_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
@@ -374,7 +539,7 @@ bool has_amx() {
 const enrobe::Kernels* enrobe::kernels_amx() {
   static const Kernels table = {"amx",    32,       96,       begin,  end,  dot,
                                 nullptr,  nullptr,  quantize, finish, norm, add_int8,
-                                attend,
+                                attend_by_tiles,
                                 attend_train, attend_train_back, gelu_rows, gelu_back, add_norm,
                                 add_norm_back, adamw, sum_of_squares,
                                 slice,    dot_sliced, dot_sliced_short, slice_two, dot_two,

@@ -234,9 +234,11 @@ ENROBE_INLINE I nearest(V v) {
   return Bits<I, V>::of(v + splat(kRounder)) - splat(kRounderBits);
 }
 
-// e^x for x <= 0, to a unit in the last place or two: 2^n times a polynomial on +-log(2)/2.
+// e^x for x <= 0, to a unit in the last place or two: 2^n times a polynomial on +-log(2)/2. Below -40,
+// where nothing is left beside 1, it is e^-40: the products of smaller ones would be below what a
+// float holds in full, and such cost a hundred times as much.
 ENROBE_INLINE V exponential(V x) {
-  x = maximum(x, splat(-87.0f));
+  x = maximum(x, splat(-40.0f));
   const I n = nearest(x * splat(1.44269504f));
   const V whole = floats(n);
   // log(2) in two parts, the first of few digits, so that its products are exact.

@@ -260,12 +260,14 @@ def test_activations(kernels: str) -> None:
         assert error.max() <= 3e-7
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(8))
 def test_sizes_that_are_multiples_of_nothing(seed: int) -> None:
     choose = random.Random(seed)
     print("seed", seed)
     heads = choose.choice([1, 2, 3, 5])
-    hidden = heads * choose.choice([1, 7, 16, 20, 33, 65, 130])
+    longest = 90 if seed < 6 else 300
+    # AMX has a way of its own for long texts whose heads are of so many numbers.
+    hidden = heads * choose.choice([1, 7, 16, 20, 33, 65, 130] if seed < 6 else [64, 128])
     wide, layers = choose.randint(1, 300), 2
     rng = np.random.default_rng(seed)
     arrays: dict[str, tuple[np.ndarray, ...]] = {}
@@ -277,7 +279,7 @@ def test_sizes_that_are_multiples_of_nothing(seed: int) -> None:
         }.items():
             weight = rng.standard_normal((n, k)).astype(np.float32) / np.float32(np.sqrt(k))
             arrays[f"layers.{i}.{part}"] = weight, rng.standard_normal(n).astype(np.float32)
-    lengths = [choose.randint(1, 90) for _ in range(12)]
+    lengths = [choose.randint(1, longest) for _ in range(12)]
     ids = rng.integers(0, 50, sum(lengths))
     offsets = np.cumsum([0, *lengths])
     places = np.concatenate([np.arange(n) for n in lengths])
@@ -286,7 +288,7 @@ def test_sizes_that_are_multiples_of_nothing(seed: int) -> None:
         made = encoder(kernels, (layers, hidden, wide, heads), threads)
         rng = np.random.default_rng(seed)
         made.set_table("word", rng.standard_normal((50, hidden)).astype(np.float32))
-        made.set_table("position", rng.standard_normal((90, hidden)).astype(np.float32))
+        made.set_table("position", rng.standard_normal((longest, hidden)).astype(np.float32))
         for name in (
             "embeddings.norm",
             *(f"layers.{i}.{p}" for i in range(layers) for p in ("attention_norm", "norm")),
