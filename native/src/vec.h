@@ -213,6 +213,10 @@ ENROBE_INLINE auto first(size_t count) {
 }
 
 ENROBE_INLINE float sum(V v) {
+#if defined(__AVX512F__)
+  // In the order of the loop below.
+  return _mm512_reduce_add_ps((__m512)v);
+#endif
   float x[16];
   store(x, v);
   for (int width = 8; width; width /= 2)
@@ -220,6 +224,9 @@ ENROBE_INLINE float sum(V v) {
   return x[0];
 }
 ENROBE_INLINE float largest(V v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)v);
+#endif
   float x[16];
   store(x, v);
   for (int width = 8; width; width /= 2)

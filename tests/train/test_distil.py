@@ -249,12 +249,16 @@ def heads_values(
     }
 
 
+@pytest.mark.parametrize("augment", [False, True])
 def test_a_student_of_every_kind_of_head_begins_as_its_teacher(
-    several: tuple[Path, dict[str, Any]], tmp_path: Path
+    augment: bool, several: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     losses = {"soft": 1.0, "hard": 0.0, "hidden": 1.0}
     given = heads_values(several, tmp_path / "r", student={"layers": 3}, losses=losses)
     given["train"] = {**given["train"], "micro_tokens": 40}
+    if augment:
+        given["tasks"] = {n: t for n, t in given["tasks"].items() if n != "answer"}
+        given["augment"] = {"copies": 2, "words": 0.4}
     work = work_of(given)
     work.model.eval()
     seen = set()
@@ -264,8 +268,38 @@ def test_a_student_of_every_kind_of_head_begins_as_its_teacher(
         for micro in micros:
             loss, _ = work.loss(micro, totals)
             assert float(loss.detach()) == pytest.approx(0.0, abs=2e-5)
-            seen |= {name for name in several[1] if micro.counts[name]}
-    assert seen == set(several[1])
+            seen |= {name for name in given["tasks"] if micro.counts[name]}
+        rows = sum(micro.counts[".rows"] for micro in micros)
+        assert rows == given["train"]["batch_rows"] * (1 + augment)
+    assert seen == set(given["tasks"])
+
+
+def test_other_words_are_another_each_epoch(
+    several: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    given = heads_values(several, tmp_path / "r", "intent", "slots", student={"layers": 1})
+    given["augment"] = {"copies": 2, "words": 0.4}
+    plan = work_of(given)._plan
+    (rows,), ((first, second),) = plan.sources.values(), plan.copies.values()
+    assert any(
+        (a.ids.shape != b.ids.shape) or (a.ids != b.ids).any()
+        for a, b in zip(first, second, strict=True)
+    )
+    at = {
+        id(row): (copy, n)
+        for copy, made in enumerate((first, second))
+        for n, row in enumerate(made)
+    }
+    numbers = {id(row): n for n, row in enumerate(rows)}
+    seen = []
+    for step in range(plan.steps):
+        batch = plan.batch(step)
+        half = len(batch) // 2
+        for row, other in zip(batch[:half], batch[half:], strict=True):
+            copy, n = at[id(other)]
+            assert n == numbers[id(row)]
+            seen.append(copy)
+    assert seen == [0] * len(rows) + [1] * len(rows)
 
 
 def test_without_a_teachers_loss_it_is_fine_tuning(
@@ -378,7 +412,9 @@ def test_a_killed_run_ends_bitwise_as_one_that_was_not(
 ) -> None:
     def given(name: str) -> dict[str, Any]:
         if kind == "heads":
-            return heads_values(several, tmp_path / name, student=NARROW, losses=HIDDEN)
+            more = {"augment": {"copies": 3}, "student": NARROW, "losses": HIDDEN}
+            names = [one for one in several[1] if one != "answer"]
+            return heads_values(several, tmp_path / name, *names, **more)
         tables = corpus_tables(tmp_path) if kind == "corpus" else texts_tables(tmp_path)
         return values(teacher, tmp_path / name, student=NARROW, losses=HIDDEN, **tables)
 
@@ -449,6 +485,26 @@ def test_a_bad_recipe_is_one_line_with_what_is_allowed(
     with pytest.raises(CallError, match=message) as caught:
         enrobe.distill(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "tables", "message"),
+    [
+        (["answer"], {"augment": {"copies": 1}}, "tasks.answer is of kind answer"),
+        (["intent"], {"augment": {"copies": 1}, "losses": {"soft": 0.0}}, "no teacher is asked"),
+        (["intent"], {"augment": {"copies": -1}}, "copies is -1; allowed: 0 or more"),
+        (["intent"], {"augment": {"words": 0.0}}, "words is 0.0; allowed: above 0, up to 1"),
+    ],
+)
+def test_other_words_are_for_a_teacher_of_labels(
+    names: list[str],
+    tables: dict[str, Any],
+    message: str,
+    several: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(CallError, match=message):
+        recipe(heads_values(several, tmp_path / "r", *names, **tables))
 
 
 def test_a_corpus_needs_a_masked_lm_head(tmp_path: Path) -> None:

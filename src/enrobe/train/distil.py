@@ -25,6 +25,7 @@ from enrobe.tasks.bulk_inputs import model_sha256
 from enrobe.tasks.pooling import width_after
 from enrobe.text.ragged import Ids
 from enrobe.text.tokenizer import Tokenizer
+from enrobe.train.augment import as_answered, other_words
 from enrobe.train.cosines import Cosines
 from enrobe.train.distil_heads import HeadDistilling, check_heads
 from enrobe.train.distil_masked import MaskedDistilling
@@ -52,7 +53,8 @@ from enrobe.train.pretrain import MaskedLM, corpus_rows, data_hashes, with_langu
 from enrobe.train.recipe import as_values
 from enrobe.train.state import BEST, LATEST, Checkpoints, copy_model, load_state
 from enrobe.train.student import student_of
-from enrobe.train.teacher_answers import Answers, head_answers
+from enrobe.train.supervised import TrainRow
+from enrobe.train.teacher_answers import Answers, Soft, head_answers
 from enrobe.train.vectors import SentenceVectors, TextRow, teacher_vectors, text_rows
 from enrobe.train.word_rows import train_used_words
 from enrobe.train.work import Work, named, say
@@ -316,23 +318,40 @@ def _heads(recipe: DistilHeads, teacher: Teacher) -> Job:
     limit = min(recipe.train.limit or most, most)
     of_tasks = {name: heads[head_of(name, task)] for name, task in recipe.tasks.items()}
     plan = Plan(teacher.tokenizer, tasks, of_tasks, recipe.train, limit=limit, seed=recipe.seed)
-    train_used_words(student, plan.used_words())
     began = time.perf_counter()
     if recipe.losses.soft:
+        kinds = {name: data.task.kind for name, data in tasks.items()}
         for names in task_groups({name: data.task for name, data in tasks.items()}):
             title = " and ".join(names)
             rows = plan.sources[title]
-            told = head_answers(
-                teacher.engine,
-                teacher.sha256,
-                rows,
-                {name: head_of(name, recipe.tasks[name]) for name in names},
-                recipe.cache or recipe.output / "teacher",
-                report=teacher.reporter(title),
-            )
+
+            def answers(rows: list[TrainRow], what: str, names: list[str] = names) -> list[Soft]:
+                return head_answers(
+                    teacher.engine,
+                    teacher.sha256,
+                    rows,
+                    {name: head_of(name, recipe.tasks[name]) for name in names},
+                    recipe.cache or recipe.output / "teacher",
+                    report=teacher.reporter(what),
+                )
+
+            copies = plan.copies[title] = []
+            for copy in range(recipe.augment.copies):
+                # Not of the recipe's seed, so that runs with other seeds share the answers.
+                made = other_words(
+                    rows,
+                    teacher.tokenizer,
+                    share=recipe.augment.words,
+                    limit=limit,
+                    seed=copy,
+                )
+                told = answers(made, f"{title}, other words {copy + 1}")
+                copies.append([as_answered(*one, kinds) for one in zip(made, told, strict=True)])
             # In place: the plan draws from this list.
+            told = answers(rows, title)
             rows[:] = [replace(row, soft=soft) for row, soft in zip(rows, told, strict=True)]
     seconds = time.perf_counter() - began
+    train_used_words(student, plan.used_words())
 
     def training(model: Model) -> tuple[Any, ...]:
         return model, teacher.tokenizer, read.folder, plain, tasks, plan, teacher.group

@@ -14,6 +14,7 @@ from typing import Any, get_args
 from enrobe.data.examples import TaskConfig
 from enrobe.data.masking import MaskingConfig
 from enrobe.errors import CallError, nearest, show
+from enrobe.train.augment import AugmentTable
 from enrobe.train.distil_losses import Distance
 from enrobe.train.finetune_recipe import FinetuneRecipe, FinetuneTable
 from enrobe.train.loop import TrainConfig
@@ -191,11 +192,23 @@ class DistilHeads(DistilRecipe):
     tasks: dict[str, TaskConfig]
     # by the names of the teacher's heads
     losses: HeadLosses = field(default_factory=HeadLosses)
+    augment: AugmentTable = field(default_factory=AugmentTable)
+    # rows of other words, whose answers are the teacher's alone
     train: FinetuneTable = field(default_factory=FinetuneTable)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.finetuning()
+        if self.augment.copies:
+            if not self.losses.soft:
+                raise CallError(
+                    "augment.copies is above 0 and losses.soft is 0; no teacher is asked"
+                )
+            if kinds := [name for name, task in self.tasks.items() if task.kind == "answer"]:
+                raise CallError(
+                    f"augment.copies is above 0 and tasks.{kinds[0]} is of kind answer, whose "
+                    "places are in texts as they are; fix: leave out [augment]"
+                )
         if self.student.is_new and self.train.freeze is not None:
             raise CallError(
                 f"train.freeze is {show(self.train.freeze)} and the student has a new shape; "

@@ -108,6 +108,8 @@ class Plan:
             CallError: a group of tasks has no row that can be read.
         """
         self.sources: dict[str, list[TrainRow]] = {}
+        self.copies: dict[str, list[list[TrainRow]]] = {}
+        # of a source's rows with other words, as many of each as there are; see `augment`
         for names in groups({name: data.task for name, data in tasks.items()}):
             title = " and ".join(names)
             given: dict[str, Sequence[Example]] = {name: tasks[name].train for name in names}
@@ -131,7 +133,7 @@ class Plan:
             self.sources[MASKED] = _texts(self.sources.values(), tokenizer)
         sizes = {name: len(rows) for name, rows in self.sources.items()}
         weights = shares(sizes, table)
-        self._rows = list(self.sources.values())
+        self._titles, self._rows = list(self.sources), list(self.sources.values())
         self._mixture = Mixture([*sizes.values()], [weights[name] for name in sizes], seed=seed)
         cap = table.sampling_cap
         self.epoch = sum(min(size, cap or size) for size in sizes.values())
@@ -145,11 +147,17 @@ class Plan:
         """The rows of a step."""
         places = [self._mixture.at(at) for at in range(self._bounds[step], self._bounds[step + 1])]
         if self._masker is None:
-            return [self._rows[place.source][place.row] for place in places]
+            rows = [self._rows[place.source][place.row] for place in places]
+            return rows + [row for place in places for row in self._copy(place)]
         last = len(self._rows) - 1
         rows = [self._rows[place.source][place.row] for place in places if place.source < last]
         texts = [place for place in places if place.source == last]
         return rows + (self._masked(texts, step / self.steps) if texts else [])
+
+    def _copy(self, place: Place) -> list[TrainRow]:
+        """The row with other words that goes along with one, if there are any."""
+        copies = self.copies.get(self._titles[place.source])
+        return [copies[place.epoch % len(copies)][place.row]] if copies else []
 
     def _masked(self, places: Sequence[Place], progress: float) -> list[TrainRow]:
         """Rows with masks, a function of the seed, the epoch and the row alone."""
@@ -171,7 +179,8 @@ class Plan:
 
     def used_words(self) -> Ids:
         """Ids that rows have, each once. Shapes: (U,)."""
-        found: Ids = np.unique(np.concatenate([row.ids for rows in self._rows for row in rows]))
+        every = [*self._rows, *(rows for copies in self.copies.values() for rows in copies)]
+        found: Ids = np.unique(np.concatenate([row.ids for rows in every for row in rows]))
         return found
 
     def class_counts(self, name: str, width: int) -> Floats:
