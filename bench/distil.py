@@ -23,6 +23,7 @@ from common import BASE, ROOT, SHARED, roberta_folder, workload_1, write_report
 
 import enrobe
 from enrobe import checkpoint
+from enrobe.compress.measure import Data
 from enrobe.text.tokenizer import Tokenizer
 
 HERE = ROOT / ".cache/distil"
@@ -128,32 +129,47 @@ def train(names: list[str]) -> None:
                     sys.exit(130)
 
 
+def scores(name: str, folder: Path, part: str) -> dict[str, float]:
+    """A model's usual numbers on dev or test, by task."""
+    model, found = enrobe.load(folder, precision="float32"), {}
+    for task, (_, text, label) in TASKS[name]["tasks"].items():
+        file = DATA / name / f"{part}.jsonl"
+        data = Data(file=file, head=task, text=(text,), label=(label,))
+        (found[task],) = (value.value for value in data.scores(model).values())
+    return found
+
+
 def report(names: list[str]) -> None:
-    """The scores of all pairs, and what distilling was worth."""
+    """The scores of all pairs, and what distilling was worth.
+
+    Dev has chosen the best epoch of each; test has had no part in it.
+    """
     found: dict[str, Any] = {}
     for name in names:
-        asked, pairs = TASKS[name], []
-        for seed in SEEDS:
-            paths = [run_folder(name, arm, seed) / "report.json" for arm in ARMS]
-            if all(path.is_file() for path in paths):
-                pairs.append([json.loads(path.read_text()) for path in paths])
-        for task, (kind, _, _) in asked["tasks"].items():
-            measure = "f1" if kind == "tag" else "accuracy"
-            own = [[one["student"]["scores"][task][measure] for one in pair] for pair in pairs]
-            best = pairs[0][0]["teacher"]["scores"][task][measure]
-            gains = [taught - alone for taught, alone in own]
-            found[f"{name} {task}"] = {
-                "measure": measure,
-                "teacher": best,
-                "taught": [taught for taught, _ in own],
-                "alone": [alone for _, alone in own],
-                "kept": [round(taught / best, 4) for taught, _ in own],
-                "gain_mean": round(statistics.mean(gains), 4),
-                "gain_each": [round(gain, 4) for gain in gains],
-            }
+        done = [
+            seed
+            for seed in SEEDS
+            if all((run_folder(name, arm, seed) / "report.json").is_file() for arm in ARMS)
+        ]
+        for part in ("dev", "test"):
+            best = scores(name, HERE / f"{name}-teacher/model", part)
+            own = [
+                {arm: scores(name, run_folder(name, arm, seed) / "model", part) for arm in ARMS}
+                for seed in done
+            ]
+            for task, (kind, _, _) in TASKS[name]["tasks"].items():
+                gains = [one["taught"][task] - one["alone"][task] for one in own]
+                found[f"{name} {task}, {part}"] = {
+                    "measure": "f1" if kind == "tag" else "accuracy",
+                    "teacher": best[task],
+                    **{arm: [round(one[arm][task], 4) for one in own] for arm in ARMS},
+                    "kept": [round(one["taught"][task] / best[task], 4) for one in own],
+                    "gain_mean": round(statistics.mean(gains), 4),
+                    "gain_each": [round(gain, 4) for gain in gains],
+                }
+        sides = json.loads((run_folder(name, "taught", done[0]) / "report.json").read_text())
         found[f"{name} sizes"] = {
-            "teacher": pairs[0][0]["teacher"]["parameters"],
-            "student": pairs[0][0]["student"]["parameters"],
+            side: sides[side]["parameters"] for side in ("teacher", "student")
         }
     write_report("distil-scores", found)
 
