@@ -35,7 +35,7 @@ from embed_vs_peers import (
 )
 
 WHO = ("enrobe", "enrobe_onnx", "onnxruntime_fused", "onnxruntime_plain", "ctranslate2", "openvino")
-ROUNDS = {"w1": 5, "w2": 15, "eight_512": 7, "one_16": 12, "one_128": 10}
+ROUNDS = {"w1": 3, "w2": 11, "eight_512": 5, "one_16": 12, "one_128": 10}
 CALIBRATED = 64
 
 
