@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from enrobe.nn.dropout import has_own_masks, keep_mask
+from enrobe.nn.dropout import draw_seed, has_own_masks, keep_mask
 from enrobe.nn.kernels import kernels_for
 
 Ids = npt.NDArray[np.int64]
@@ -308,7 +308,7 @@ class _Own(Function):
         heads: int,
         dropout: float,
     ) -> Tensor:
-        seed = int(torch.empty((), dtype=torch.int64).random_()) if dropout else 0
+        seed = draw_seed(dropout)
         how = (
             spans.query_offsets.numpy(),
             spans.key_offsets.numpy(),

@@ -61,3 +61,8 @@ class Dropout(nn.Module):
         if has_own_masks(x):
             return x * keep_mask(x, self.share)
         return F.dropout(x, self.share)
+
+
+def draw_seed(share: float) -> int:
+    """For the masks of one of enrobe-native's functions, from torch's generator; 0 for none."""
+    return int(torch.empty((), dtype=torch.int64).random_()) if share else 0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
-from enrobe.nn.dropout import Dropout
+from enrobe.nn.dropout import Dropout, draw_seed
 from enrobe.nn.kernels import kernels_for
 
 
@@ -44,7 +44,7 @@ class _AddNorm(Function):
         eps: float,
         share: float,
     ) -> Tensor:
-        seed = int(torch.empty((), dtype=torch.int64).random_()) if share else 0
+        seed = draw_seed(share)
         total_TH, out_TH = x_TH.new_empty(x_TH.shape), x_TH.new_empty(x_TH.shape)
         found_T2 = x_TH.new_empty(len(x_TH), 2)
         ctx.kernels, ctx.how = kernels, (eps, share, seed)

@@ -14,10 +14,14 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 from enrobe.nn.attention import Spans
+from enrobe.nn.dropout import draw_seed
 from enrobe.nn.products import bytes_of_a_number, kernels_of_products
 
 if TYPE_CHECKING:
     from enrobe.nn.encoder import Layer
+
+# Of the parameters in the gradients' memory: those of query, key and value are one product's.
+_ORDER = (0, 2, 4, 1, 3, 5, *range(6, 16))
 
 
 def whole_layer(layer: "Layer", hidden_TH: Tensor, spans: Spans) -> Tensor | None:
@@ -60,10 +64,7 @@ class _Layer(Function):
     ) -> Tensor:
         heads, attention_share, share, eps = how
         # As `attend` and `add_norm` draw them.
-        seeds = [
-            int(torch.empty((), dtype=torch.int64).random_()) if dropped else 0
-            for dropped in (attention_share, share, share)
-        ]
+        seeds = [draw_seed(dropped) for dropped in (attention_share, share, share)]
         rows, hidden = hidden_TH.shape
         sizes = (bytes_of_a_number(), ctx.needs_input_grad[1])
         wide = len(parameters[11])
@@ -110,7 +111,3 @@ class _Layer(Function):
             for place, part in zip(_ORDER, parts, strict=True):
                 grads[place] = part.view_as(parameters[place])
         return (None, hidden_grad_TH if for_x else None, None, None, *grads)
-
-
-# Of the parameters in the gradients' memory: those of query, key and value are one product's.
-_ORDER = (0, 2, 4, 1, 3, 5, *range(6, 16))

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from enrobe import checkpoint, hub
 from enrobe.atomic import check_new, replace_folder
 from enrobe.checkpoint import Checkpoint
 from enrobe.data.readers import expand
+from enrobe.data.splits import TaskData
 from enrobe.engines.torch import TorchEngine
 from enrobe.errors import CallError
 from enrobe.nn.encoder import Encoder
@@ -53,8 +55,7 @@ from enrobe.train.pretrain import MaskedLM, corpus_rows, data_hashes, with_langu
 from enrobe.train.recipe import as_values
 from enrobe.train.state import BEST, LATEST, Checkpoints, copy_model, load_state
 from enrobe.train.student import student_of
-from enrobe.train.supervised import TrainRow
-from enrobe.train.teacher_answers import Answers, Soft, head_answers
+from enrobe.train.teacher_answers import Answers, head_answers
 from enrobe.train.vectors import SentenceVectors, TextRow, teacher_vectors, text_rows
 from enrobe.train.word_rows import train_used_words
 from enrobe.train.work import Work, named, say
@@ -320,36 +321,7 @@ def _heads(recipe: DistilHeads, teacher: Teacher) -> Job:
     plan = Plan(teacher.tokenizer, tasks, of_tasks, recipe.train, limit=limit, seed=recipe.seed)
     began = time.perf_counter()
     if recipe.losses.soft:
-        kinds = {name: data.task.kind for name, data in tasks.items()}
-        for names in task_groups({name: data.task for name, data in tasks.items()}):
-            title = " and ".join(names)
-            rows = plan.sources[title]
-
-            def answers(rows: list[TrainRow], what: str, names: list[str] = names) -> list[Soft]:
-                return head_answers(
-                    teacher.engine,
-                    teacher.sha256,
-                    rows,
-                    {name: head_of(name, recipe.tasks[name]) for name in names},
-                    recipe.cache or recipe.output / "teacher",
-                    report=teacher.reporter(what),
-                )
-
-            copies = plan.copies[title] = []
-            for copy in range(recipe.augment.copies):
-                # Not of the recipe's seed, so that runs with other seeds share the answers.
-                made = other_words(
-                    rows,
-                    teacher.tokenizer,
-                    share=recipe.augment.words,
-                    limit=limit,
-                    seed=copy,
-                )
-                told = answers(made, f"{title}, other words {copy + 1}")
-                copies.append([as_answered(*one, kinds) for one in zip(made, told, strict=True)])
-            # In place: the plan draws from this list.
-            told = answers(rows, title)
-            rows[:] = [replace(row, soft=soft) for row, soft in zip(rows, told, strict=True)]
+        _ask(recipe, teacher, tasks, plan, limit)
     seconds = time.perf_counter() - began
     train_used_words(student, plan.used_words())
 
@@ -374,6 +346,36 @@ def _heads(recipe: DistilHeads, teacher: Teacher) -> Job:
         before=work.before,
         cosines=work.cosines,
     )
+
+
+def _ask(
+    recipe: DistilHeads, teacher: Teacher, tasks: Mapping[str, TaskData], plan: Plan, limit: int
+) -> None:
+    """Put a teacher's answers on a plan's rows, and rows with other words beside them."""
+    kinds = {name: data.task.kind for name, data in tasks.items()}
+    for names in task_groups({name: data.task for name, data in tasks.items()}):
+        title = " and ".join(names)
+        rows = plan.sources[title]
+        answers = partial(
+            head_answers,
+            teacher.engine,
+            teacher.sha256,
+            heads={name: head_of(name, recipe.tasks[name]) for name in names},
+            folder=recipe.cache or recipe.output / "teacher",
+        )
+        plan.copies[title] = []
+        for copy in range(recipe.augment.copies):
+            # Not of the recipe's seed, so that runs with other seeds share the answers.
+            made = other_words(
+                rows, teacher.tokenizer, share=recipe.augment.words, limit=limit, seed=copy
+            )
+            told = answers(made, report=teacher.reporter(f"{title}, other words {copy + 1}"))
+            plan.copies[title].append(
+                [as_answered(*one, kinds) for one in zip(made, told, strict=True)]
+            )
+        # In place: the plan draws from this list.
+        told = answers(rows, report=teacher.reporter(title))
+        rows[:] = [replace(row, soft=soft) for row, soft in zip(rows, told, strict=True)]
 
 
 def _student(recipe: DistilRecipe, teacher: Teacher) -> Model:

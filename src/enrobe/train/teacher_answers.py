@@ -28,8 +28,6 @@ from enrobe.text.ragged import row_offsets
 from enrobe.text.rows import Row
 from enrobe.train.supervised import TrainRow
 
-Soft = dict[str, Array]
-"""A row's answers by task, as `TrainRow.soft`."""
 # Rows that are computed between two writes.
 _BLOCK = 1024
 
@@ -124,7 +122,7 @@ def head_answers(
     folder: Path,
     *,
     report: Callable[[int, int], object] = lambda done, rows: None,
-) -> list[Soft]:
+) -> list[dict[str, Array]]:
     """For each row the teacher's logits by task, of the tasks that it has a target for.
 
     All heads of a row come from one pass of the encoder. Shapes: as `TrainRow.soft`.
