@@ -84,16 +84,10 @@ struct Encoder::Work {
       scratch.clear();
       for (size_t i = 0; i < threads; ++i)
         scratch.push_back(
-            allocate<float>(attend_scratch(longest, sizes.hidden / sizes.heads)));
+            allocate<float>(encoder.kernels.attend_scratch(longest, sizes.hidden / sizes.heads)));
     }
   }
 };
-
-// Keys and values packed, and some rows of scores and of what they become: the most that any table
-// wants, which is AMX's.
-size_t attend_scratch(size_t keys, size_t d) {
-  return padded(keys) * (3 * d / 2 + 85) + 38 * d + 2048;
-}
 
 Encoder::Encoder(Sizes given, const Kernels& table, size_t count)
     : sizes(given), kernels(table), threads(count) {}

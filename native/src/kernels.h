@@ -95,10 +95,11 @@ struct Kernels {
                float* out);
   // out[n] += row[n] * scale
   void (*add_int8)(const int8_t* row, float scale, size_t n, float* out);
-  // Attention of one head of one text; q, k, v and out have d columns. Scratch: attend_scratch().
+  // Attention of one head of one text; q, k, v and out have d columns. Scratch: so many floats.
   void (*attend)(const float* q, size_t q_stride, size_t queries, const float* k, const float* v,
                  size_t stride, size_t keys, size_t d, float* out, size_t out_stride,
                  float* scratch);
+  size_t (*attend_scratch)(size_t keys, size_t d);
 
   // Training. Scratch: attend_train_scratch(). `key` is of the head, for the random bits.
   void (*attend_train)(const Heads& of, const Dropping& how, uint32_t key, float* scratch);
@@ -135,7 +136,6 @@ struct Kernels {
   void (*transpose)(const float* x, size_t stride, float* out, size_t out_stride) = nullptr;
 };
 
-size_t attend_scratch(size_t keys, size_t d);
 inline size_t attend_train_scratch(size_t queries, size_t keys, size_t d) {
   return (5 * (queries + 16) + 4 * (keys + 16) + 64) * (d + 16) + 2 * (queries + 16) +
          4 * kKeys * (queries + keys + 32);

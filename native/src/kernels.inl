@@ -340,6 +340,9 @@ Softmax softmax(float* x, size_t n) {
 
 constexpr size_t kQueries = 24;  // whose scores are held at a time
 
+// Their scores, and the keys turned.
+size_t attend_scratch(size_t keys, size_t d) { return enrobe::padded(keys) * (kQueries + d); }
+
 void attend(const float* q, size_t q_stride, size_t queries, const float* k, const float* v,
             size_t stride, size_t keys, size_t d, float* out, size_t out_stride, float* scratch) {
   constexpr size_t most = 16 * kVectors;

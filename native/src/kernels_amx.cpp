@@ -144,6 +144,13 @@ ENROBE_INLINE void store_slices(const __m512i (&numbers)[4], int8_t* slices, siz
   }
 }
 
+// With 128 added to each, a number's digits are its bytes; with the highest bit turned, signed ones.
+template <size_t Parts>
+ENROBE_INLINE __m512i signed_bytes(__m512 numbers) {
+  const __m512i halves = _mm512_set1_epi32(Parts == 3 ? 0x808080 : 0x8080);
+  return _mm512_xor_si512(_mm512_add_epi32(_mm512_cvtps_epi32(numbers), halves), halves);
+}
+
 template <size_t Parts, bool by_own>
 ENROBE_INLINE void slice_by(const float* x, const float* by, size_t k, int8_t* slices, float* scale) {
   const auto at = [&](size_t i) {
@@ -167,14 +174,10 @@ ENROBE_INLINE void slice_by(const float* x, const float* by, size_t k, int8_t* s
            _mm512_reduce_add_ps(
                _mm512_add_ps(_mm512_add_ps(wrong[0], wrong[1]), _mm512_add_ps(wrong[2], wrong[3])));
   const __m512 factor = _mm512_set1_ps(limit / unit);
-  // With 128 added to each, a number's digits are its bytes; with the highest bit turned, signed ones.
-  const __m512i halves = _mm512_set1_epi32(Parts == 3 ? 0x808080 : 0x8080);
   for (size_t i = 0; i < k; i += 64) {
     __m512i numbers[4];
-    for (size_t part = 0; part < 4; ++part) {
-      const __m512i n = _mm512_cvtps_epi32(_mm512_mul_ps(at(i + 16 * part), factor));
-      numbers[part] = _mm512_xor_si512(_mm512_add_epi32(n, halves), halves);
-    }
+    for (size_t part = 0; part < 4; ++part)
+      numbers[part] = signed_bytes<Parts>(_mm512_mul_ps(at(i + 16 * part), factor));
     store_slices<Parts>(numbers, slices + i, k);
   }
 }
@@ -310,17 +313,10 @@ void dot_two(const int8_t* a, size_t stride, size_t rows, const int8_t* panel, s
       _tile_stored(3, parts[3], 64);
       for (size_t half = 0; half < 2; ++half) {
         const size_t at = column + 16 * half;
-        const __m512 by = _mm512_loadu_ps(scale + at);
-        const __m512 more = bias ? _mm512_loadu_ps(bias + at) : _mm512_setzero_ps();
-        for (size_t row = 0; row < count; ++row) {
-          const auto part = [&](size_t n) {
-            return _mm512_cvtepi32_ps(_mm512_load_si512(parts[n] + 16 * row));
-          };
-          const __m512 v = _mm512_fmadd_ps(part(2 * half + 1), _mm512_set1_ps(1.0f / 256),
-                                           part(2 * half));
-          const __m512 factor = _mm512_mul_ps(by, _mm512_set1_ps(row_scale[first + row]));
-          _mm512_storeu_ps(out + (first + row) * out_stride + at, _mm512_fmadd_ps(v, factor, more));
-        }
+        Square<1> square{parts + 2 * half, 0, count, row_scale + first, _mm512_loadu_ps(scale + at),
+                         bias ? _mm512_loadu_ps(bias + at) : _mm512_setzero_ps(),
+                         out + first * out_stride + at, out_stride};
+        square.turn(16);
       }
     }
   }
@@ -395,7 +391,6 @@ float slice_softmax(const float* x, size_t n, size_t wide, int8_t* slices) {
   for (size_t i = 0; i < n; i += 16)
     highest = _mm512_mask_max_ps(highest, inside(i), highest, _mm512_loadu_ps(x + i));
   const __m512 most = _mm512_set1_ps(_mm512_reduce_max_ps(highest));
-  const __m512i halves = _mm512_set1_epi32(0x808080);
   __m512 total = _mm512_setzero_ps();
   for (size_t i = 0; i < wide; i += 64) {
     __m512i numbers[4];
@@ -406,8 +401,7 @@ float slice_softmax(const float* x, size_t n, size_t wide, int8_t* slices) {
         share = _mm512_maskz_mov_ps(
             inside(at), power_of_two(_mm512_sub_ps(_mm512_loadu_ps(x + at), most)));
       total = _mm512_add_ps(total, share);
-      const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(share, _mm512_set1_ps(kLargest)));
-      numbers[part] = _mm512_xor_si512(_mm512_add_epi32(whole, halves), halves);
+      numbers[part] = signed_bytes<3>(_mm512_mul_ps(share, _mm512_set1_ps(kLargest)));
     }
     store_slices<3>(numbers, slices + i, wide);
   }
@@ -452,6 +446,33 @@ void score(const int8_t* queries, size_t rows, const int8_t* panels, size_t keys
   before.turn(16);
 }
 
+// Where what attend_by_tiles makes has its place, in bytes.
+struct TilesRoom {
+  size_t key_panels, value_panels, key_scale, value_scale, row_scale, asked, scores, shares, end = 0;
+
+  TilesRoom(size_t keys, size_t d) {
+    const size_t wide = enrobe::padded(keys);
+    const auto take = [&](size_t bytes) {
+      const size_t start = end;
+      end += (bytes + 63) / 64 * 64;
+      return start;
+    };
+    key_panels = take(3 * d * wide);
+    value_panels = take(3 * d * wide);
+    key_scale = take(wide * 4);
+    value_scale = take(d * 4);
+    row_scale = take(kQueriesAtOnce * 4);
+    asked = take(kQueriesAtOnce * sliced_stride(d));
+    scores = take(kQueriesAtOnce * wide * 4);
+    shares = take(kQueriesAtOnce * sliced_stride(wide));
+  }
+};
+
+size_t scratch_by_tiles(size_t keys, size_t d) {
+  const size_t plain = attend_scratch(keys, d), tiles = TilesRoom(keys, d).end / sizeof(float);
+  return d % 64 || plain > tiles ? plain : tiles;
+}
+
 // As `attend` of kernels.inl, whose products are here of slices: scores of queries and keys in eight
 // products of bytes, shares times values in six.
 void attend_by_tiles(const float* q, size_t q_stride, size_t queries, const float* k, const float* v,
@@ -462,19 +483,16 @@ void attend_by_tiles(const float* q, size_t q_stride, size_t queries, const floa
     return;
   }
   const size_t wide = enrobe::padded(keys);
-  const auto take = [&](size_t bytes) {
-    void* const own = scratch;
-    scratch += (bytes + 63) / 64 * 16;
-    return own;
-  };
-  int8_t* const key_panels = (int8_t*)take(3 * d * wide);
-  int8_t* const value_panels = (int8_t*)take(3 * d * wide);
-  float* const key_scale = (float*)take(wide * 4);
-  float* const value_scale = (float*)take(d * 4);
-  float* const row_scale = (float*)take(kQueriesAtOnce * 4);
-  int8_t* const asked = (int8_t*)take(kQueriesAtOnce * sliced_stride(d));
-  float* const scores = (float*)take(kQueriesAtOnce * wide * 4);
-  int8_t* const shares = (int8_t*)take(kQueriesAtOnce * sliced_stride(wide));
+  const TilesRoom room(keys, d);
+  uint8_t* const base = (uint8_t*)scratch;
+  int8_t* const key_panels = (int8_t*)(base + room.key_panels);
+  int8_t* const value_panels = (int8_t*)(base + room.value_panels);
+  float* const key_scale = (float*)(base + room.key_scale);
+  float* const value_scale = (float*)(base + room.value_scale);
+  float* const row_scale = (float*)(base + room.row_scale);
+  int8_t* const asked = (int8_t*)(base + room.asked);
+  float* const scores = (float*)(base + room.scores);
+  int8_t* const shares = (int8_t*)(base + room.shares);
 
   // Of base 2 is the softmax.
   const float factor = 1.44269504f / __builtin_sqrtf((float)d);
@@ -539,7 +557,7 @@ bool has_amx() {
 const enrobe::Kernels* enrobe::kernels_amx() {
   static const Kernels table = {"amx",    32,       96,       begin,  end,  dot,
                                 nullptr,  nullptr,  quantize, finish, norm, add_int8,
-                                attend_by_tiles,
+                                attend_by_tiles, scratch_by_tiles,
                                 attend_train, attend_train_back, gelu_rows, gelu_back, add_norm,
                                 add_norm_back, adamw, sum_of_squares,
                                 slice,    dot_sliced, dot_sliced_short, slice_two, dot_two,

@@ -445,6 +445,12 @@ void add_norm_back(Array<float, 2> total, Array<float, 2> found, Array<float, 1>
 
 using Weight = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 
+TrainedLayer::Shape layer_shape(size_t rows, size_t hidden, size_t wide, size_t heads, size_t parts,
+                                bool for_x) {
+  for (const size_t outputs : {3 * hidden, wide}) shape_of(rows, hidden, outputs, parts, for_x);
+  return {rows, hidden, wide, heads, parts, for_x};
+}
+
 // A layer in training, with what is the same in both directions. `weights` are weight and bias of
 // query, key, value, output, attention_norm, up, down and norm.
 struct LayerOf {
@@ -458,8 +464,7 @@ struct LayerOf {
           double eps, size_t parts, bool for_x) {
     if (of.size() != 16) refuse("a layer has 16 weights and biases");
     const size_t wide = of[11].size();
-    for (const size_t outputs : {3 * hidden, wide}) shape_of(rows, hidden, outputs, parts, for_x);
-    shape = {rows, hidden, wide, heads, parts, for_x};
+    shape = layer_shape(rows, hidden, wide, heads, parts, for_x);
     size_t next = 0;
     const auto take = [&](size_t size) {
       if (of[next].size() != size) refuse("a weight or bias is of another size");
@@ -493,8 +498,7 @@ struct LayerOf {
 };
 
 size_t layer_memory(size_t rows, size_t hidden, size_t wide, size_t heads, size_t parts, bool for_x) {
-  for (const size_t outputs : {3 * hidden, wide}) shape_of(rows, hidden, outputs, parts, for_x);
-  return TrainedLayer::memory({rows, hidden, wide, heads, parts, for_x});
+  return TrainedLayer::memory(layer_shape(rows, hidden, wide, heads, parts, for_x));
 }
 
 void layer(Array<float, 2> x, const std::vector<Weight>& weights, Memory memory, Written out,

@@ -7,7 +7,8 @@
 // Legend: T rows, I inputs, O outputs; y = x W' + b with W (O, I).
 #pragma once
 
-#include "training.h"
+#include "linear.h"
+#include "team.h"
 
 namespace enrobe {
 

@@ -87,4 +87,12 @@ class Pool {
 // be in the way of others. Work must not throw.
 void for_each(size_t threads, size_t count, const std::function<void(size_t)>& work);
 
+// The same with the threads chosen before.
+using Each = std::function<void(size_t count, const std::function<void(size_t)>& work)>;
+inline Each in_threads(size_t threads) {
+  return [threads](size_t count, const std::function<void(size_t)>& work) {
+    for_each(threads, count, work);
+  };
+}
+
 }  // namespace enrobe

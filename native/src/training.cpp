@@ -47,12 +47,6 @@ void each_row(size_t rows, size_t n, const Each& each, One one) {
 
 }  // namespace
 
-Each in_threads(size_t threads) {
-  return [threads](size_t count, const std::function<void(size_t)>& work) {
-    for_each(threads, count, work);
-  };
-}
-
 Dropping dropping(double share) {
   const double dropped = std::floor(share * 4294967296.0);
   return {static_cast<int32_t>(dropped - 2147483648.0),

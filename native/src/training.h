@@ -9,11 +9,6 @@
 
 namespace enrobe {
 
-// What runs `work` for 0 to count - 1, in any order, in so many threads.
-using Each = std::function<void(size_t count, const std::function<void(size_t)>& work)>;
-
-Each in_threads(size_t threads);
-
 // Elements of which a share (0 up to 1) is dropped.
 Dropping dropping(double share);
 // A hash of 64 bits, the lower half.

@@ -216,22 +216,24 @@ ENROBE_INLINE float sum(V v) {
 #if defined(__AVX512F__)
   // In the order of the loop below.
   return _mm512_reduce_add_ps((__m512)v);
-#endif
+#else
   float x[16];
   store(x, v);
   for (int width = 8; width; width /= 2)
     for (int i = 0; i < width; ++i) x[i] += x[i + width];
   return x[0];
+#endif
 }
 ENROBE_INLINE float largest(V v) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_ps((__m512)v);
-#endif
+#else
   float x[16];
   store(x, v);
   for (int width = 8; width; width /= 2)
     for (int i = 0; i < width; ++i) x[i] = x[i] > x[i + width] ? x[i] : x[i + width];
   return x[0];
+#endif
 }
 
 // To the nearest whole number, halves to the even side, of numbers below 2^22.
