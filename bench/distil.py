@@ -5,7 +5,7 @@
     python bench/distil.py speed      tokens a second of teachers and students, in turn
 
 A teacher is all-MiniLM-L6-v2 (6 layers of 384), fine-tuned; a student has 3 of its layers. Each is
-trained with its teacher and without, from the same initial layers, on the same batches, with three
+trained with its teacher and without, from the same initial layers, on the same labels, with three
 seeds; the teacher answers rows with other words, too ([augment]), of which nobody knows the labels.
 For the large pair only the speed is asked, so its weights are random: 12 layers of 768
 against 6 of 512 (44.9 million parameters), RoBERTa's vocabulary.
