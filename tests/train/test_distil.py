@@ -16,7 +16,7 @@ from enrobe.text.ragged import Ragged
 from enrobe.train import distil, finetune
 from enrobe.train.distil import Teacher
 from enrobe.train.vectors import SentenceVectors, TextRow, text_rows
-from tests.support import random_documents
+from tests.support import random_documents, write_txt
 from tests.train.distil_toys import (
     corpus_tables,
     killed_at,
@@ -249,16 +249,23 @@ def heads_values(
     }
 
 
-@pytest.mark.parametrize("augment", [False, True])
+def more_texts(folder: Path) -> Path:
+    """Texts that nobody has labelled; one of them is longer than a row, one empty."""
+    return write_txt(folder / "more.txt", ["the cat sat. " * 20, "a hat", "zebras on mats"])
+
+
+@pytest.mark.parametrize("augment", [None, "copies", "files", "both"])
 def test_a_student_of_every_kind_of_head_begins_as_its_teacher(
-    augment: bool, several: tuple[Path, dict[str, Any]], tmp_path: Path
+    augment: str | None, several: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     losses = {"soft": 1.0, "hard": 0.0, "hidden": 1.0}
     given = heads_values(several, tmp_path / "r", student={"layers": 3}, losses=losses)
     given["train"] = {**given["train"], "micro_tokens": 40}
     if augment:
         given["tasks"] = {n: t for n, t in given["tasks"].items() if n != "answer"}
-        given["augment"] = {"copies": 2, "words": 0.4}
+        given["augment"] = {"copies": 2, "words": 0.4} if augment != "files" else {}
+        if augment != "copies":
+            given["augment"]["files"] = [str(more_texts(tmp_path))]
     work = work_of(given)
     work.model.eval()
     seen = set()
@@ -270,7 +277,7 @@ def test_a_student_of_every_kind_of_head_begins_as_its_teacher(
             assert float(loss.detach()) == pytest.approx(0.0, abs=2e-5)
             seen |= {name for name in given["tasks"] if micro.counts[name]}
         rows = sum(micro.counts[".rows"] for micro in micros)
-        assert rows == given["train"]["batch_rows"] * (1 + augment)
+        assert rows == given["train"]["batch_rows"] * (1 + bool(augment))
     assert seen == set(given["tasks"])
 
 
@@ -280,7 +287,8 @@ def test_other_words_are_another_each_epoch(
     given = heads_values(several, tmp_path / "r", "intent", "slots", student={"layers": 1})
     given["augment"] = {"copies": 2, "words": 0.4}
     plan = work_of(given)._plan
-    (rows,), ((first, second),) = plan.sources.values(), plan.copies.values()
+    (rows,), (both,) = plan.sources.values(), plan.beside.values()
+    first, second = both[: len(rows)], both[len(rows) :]
     assert any(
         (a.ids.shape != b.ids.shape) or (a.ids != b.ids).any()
         for a, b in zip(first, second, strict=True)
@@ -300,6 +308,36 @@ def test_other_words_are_another_each_epoch(
             assert n == numbers[id(row)]
             seen.append(copy)
     assert seen == [0] * len(rows) + [1] * len(rows)
+
+
+def test_texts_without_labels_go_along_with_what_the_teacher_says_of_them(
+    several: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    texts = [f"the cat sat {end}" for end in ("on a mat", "here", "and sat", "there and there")]
+    file = tmp_path / "more.jsonl"
+    file.write_text("".join(json.dumps({"said": text}) + "\n" for text in texts))
+    given = heads_values(several, tmp_path / "r", "intent", "slots", student={"layers": 1})
+    given["augment"] = {"files": [str(file)], "column": "said"}
+    plan = work_of(given)._plan
+    model = enrobe.load(several[0], device="cpu", precision="float32")
+    (beside,) = plan.beside.values()
+    tokenizer = model.tokenizer
+    at = {tokenizer.decode(row.ids[1:-1].tolist()).strip(): row for row in beside}
+    assert sorted(at) == sorted(texts)
+    labels = checkpoint.read(several[0]).heads
+    for text, said, tags in zip(
+        texts, model.predict(texts, head="intent"), model.tag(texts, head="slots"), strict=True
+    ):
+        row = at[text]
+        assert labels["intent"].labels[int(row.targets["intent"])] == said.label
+        assert row.soft["intent"].shape == (len(labels["intent"].labels),)
+        told = [labels["slots"].labels[int(i)] for i in row.targets["slots"]]
+        assert len(told) == len(text.split())
+        assert (told == ["O"] * len(told)) == (not tags)
+    # One each, again and again.
+    half = given["train"]["batch_rows"]
+    seen = {id(row) for step in range(plan.steps) for row in plan.batch(step)[half:]}
+    assert seen <= {id(row) for row in beside} and len(seen) == len(texts)
 
 
 def test_without_a_teachers_loss_it_is_fine_tuning(
@@ -412,7 +450,8 @@ def test_a_killed_run_ends_bitwise_as_one_that_was_not(
 ) -> None:
     def given(name: str) -> dict[str, Any]:
         if kind == "heads":
-            more = {"augment": {"copies": 3}, "student": NARROW, "losses": HIDDEN}
+            augment = {"copies": 3, "files": [str(more_texts(tmp_path))]}
+            more = {"augment": augment, "student": NARROW, "losses": HIDDEN}
             names = [one for one in several[1] if one != "answer"]
             return heads_values(several, tmp_path / name, *names, **more)
         tables = corpus_tables(tmp_path) if kind == "corpus" else texts_tables(tmp_path)
@@ -494,9 +533,11 @@ def test_a_bad_recipe_is_one_line_with_what_is_allowed(
         (["intent"], {"augment": {"copies": 1}, "losses": {"soft": 0.0}}, "no teacher is asked"),
         (["intent"], {"augment": {"copies": -1}}, "copies is -1; allowed: 0 or more"),
         (["intent"], {"augment": {"words": 0.0}}, "words is 0.0; allowed: above 0, up to 1"),
+        (["intent"], {"augment": {"column": "a"}}, "column is 'a' and no files are given"),
+        (["intent"], {"augment": {"files": ["no.txt"]}, "losses": {"soft": 0.0}}, "no teacher is"),
     ],
 )
-def test_other_words_are_for_a_teacher_of_labels(
+def test_rows_without_labels_are_for_a_teacher_of_labels(
     names: list[str],
     tables: dict[str, Any],
     message: str,
@@ -505,6 +546,21 @@ def test_other_words_are_for_a_teacher_of_labels(
 ) -> None:
     with pytest.raises(CallError, match=message):
         recipe(heads_values(several, tmp_path / "r", *names, **tables))
+
+
+def test_texts_without_labels_are_single_ones(
+    several: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    path = tmp_path / "x.jsonl"
+    known = checkpoint.read(several[0]).heads["intent"].labels[:2]
+    rows = [{"a": f"cat {n}", "b": "mat", "label": label} for n, label in enumerate(known * 5)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {"train": str(path), "dev": str(path), "text": ["a", "b"], "label": "label"}
+    tasks = {"intent": {**several[1]["intent"], **files}}
+    given = values(several[0], tmp_path / "r", tasks=tasks) | {"train": HEAD_TRAIN}
+    given["augment"] = {"files": [str(more_texts(tmp_path))]}
+    with pytest.raises(CallError, match=r"tasks\.intent has two texts a row"):
+        distil.run(recipe(given), resume=False)
 
 
 def test_a_corpus_needs_a_masked_lm_head(tmp_path: Path) -> None:

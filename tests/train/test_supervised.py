@@ -20,7 +20,7 @@ from enrobe.tasks.predict import predict, predict_all
 from enrobe.tasks.tag import word_tags
 from enrobe.text.ragged import Ids, Ragged
 from enrobe.text.tokenizer import Tokenizer
-from enrobe.train.supervised import TrainRow, collate, encode, head_loss
+from enrobe.train.supervised import TrainRow, collate, encode, head_loss, unlabelled
 from tests.nn.test_encoder import small
 from tests.support import LABELS, padded, random_rows, reference, toy_tokenizer
 
@@ -78,6 +78,23 @@ def ids(rows: Sequence[TrainRow]) -> list[list[int]]:
 # --- rows ---------------------------------------------------------------------------------------
 
 TEXTS = ["the cat", LONG, "", "a </s> b", "naïve 日本"]
+
+
+@pytest.mark.parametrize("names", [("topic", "many", "score"), ("tags",), ("tags", "topic")])
+def test_texts_without_labels_make_the_rows_of_labelled_ones(
+    names: tuple[str, ...], tokenizer: Tokenizer
+) -> None:
+    labels = {"topic": "b", "many": ("a",), "score": 1.0, "tags": ()}
+    given = {name: examples(name, [(t, labels[name]) for t in TEXTS])[name] for name in names}
+    expected = encode(tokenizer, heads(*names), given, limit=LIMIT).rows
+    found = unlabelled(tokenizer, heads(*names), TEXTS, limit=LIMIT)
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert (one.ids == other.ids).all() and (one.types == other.types).all()
+        assert (one.places == other.places).all() and one.targets.keys() == other.targets.keys()
+        for name, target in one.targets.items():
+            assert target.shape == other.targets[name].shape and not target.any()
+            assert target.dtype == other.targets[name].dtype
 
 
 @pytest.mark.parametrize("name", ["topic", "many", "score"])

@@ -1,4 +1,4 @@
-"""Texts that nobody has labelled, for a teacher to answer: rows with some of their words replaced.
+"""Texts that nobody has labelled, for a teacher to answer: given ones, or rows with other words.
 
 A word becomes the mask or, as often, a word of another row (Tang et al. 2019, arXiv:1903.12136;
 Jiao et al. 2020, arXiv:1909.10351, replace words by likelier ones). A teacher has learned the
@@ -10,6 +10,7 @@ Legend: T tokens.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -23,22 +24,32 @@ from enrobe.train.supervised import Array, TrainRow
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentTable:
-    """Rows that are made beside the labelled ones.
+    """Rows without labels; one of them goes along with each labelled row.
 
     Raises:
         CallError: a value is not allowed.
     """
 
     copies: int = 0
-    # different ones of each row; one of them goes along whenever the row does, in turn by epoch
+    # different ones of each row with other words, in turn by epoch
     words: float = 0.2
     # the share of a row's words that others take the place of
+    files: tuple[Path, ...] = ()
+    # texts of the same kind: txt, jsonl, csv, tsv, parquet, gz and xz of these; patterns
+    column: str | None = None
+    # that holds the text; None: "text", or the only one
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self.copies or self.files)
 
     def __post_init__(self) -> None:
         if self.copies < 0:
             raise CallError(f"copies is {show(self.copies)}; allowed: 0 or more")
         if not 0 < self.words <= 1:
             raise CallError(f"words is {show(self.words)}; allowed: above 0, up to 1")
+        if self.column is not None and not self.files:
+            raise CallError(f"column is {show(self.column)} and no files are given")
 
 
 def other_words(

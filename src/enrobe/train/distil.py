@@ -5,17 +5,19 @@ The three kinds of data differ in what is asked of the teacher; the rest is here
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from enrobe import checkpoint, hub
 from enrobe.atomic import check_new, replace_folder
 from enrobe.checkpoint import Checkpoint
+from enrobe.config import HeadConfig
 from enrobe.data.readers import expand
 from enrobe.data.splits import TaskData
 from enrobe.engines.torch import TorchEngine
@@ -27,7 +29,7 @@ from enrobe.tasks.bulk_inputs import model_sha256
 from enrobe.tasks.pooling import width_after
 from enrobe.text.ragged import Ids
 from enrobe.text.tokenizer import Tokenizer
-from enrobe.train.augment import as_answered, other_words
+from enrobe.train.augment import AugmentTable, as_answered, other_words
 from enrobe.train.cosines import Cosines
 from enrobe.train.distil_heads import HeadDistilling, check_heads
 from enrobe.train.distil_masked import MaskedDistilling
@@ -55,6 +57,7 @@ from enrobe.train.pretrain import MaskedLM, corpus_rows, data_hashes, with_langu
 from enrobe.train.recipe import as_values
 from enrobe.train.state import BEST, LATEST, Checkpoints, copy_model, load_state
 from enrobe.train.student import student_of
+from enrobe.train.supervised import TrainRow, unlabelled
 from enrobe.train.teacher_answers import Answers, head_answers
 from enrobe.train.vectors import SentenceVectors, TextRow, teacher_vectors, text_rows
 from enrobe.train.word_rows import train_used_words
@@ -106,7 +109,8 @@ def run(recipe: DistilRecipe, *, resume: bool) -> DistilResult:
         # Where things lie says nothing of the run; what they hold is known by its hashes.
         for name in ("output", "cache", "teacher"):
             del values[name]
-        for table in (values.get("texts", {}), *values.get("tasks", {}).values()):
+        tables = [values.get(name, {}) for name in ("texts", "augment")]
+        for table in (*tables, *values.get("tasks", {}).values()):
             for name in _FILES & table.keys():
                 del table[name]
         values["data"] = {**job.data, "teacher": teacher.sha256}
@@ -311,6 +315,13 @@ def _heads(recipe: DistilHeads, teacher: Teacher) -> Job:
     heads = check_heads(recipe, tasks, read.heads)
     if left := [name for name in read.heads if name not in heads]:
         say(f"heads without a task are left out: {', '.join(left)}")
+    augment = recipe.augment
+    pairs = [name for name, data in tasks.items() if len(data.task.text) == 2]
+    if augment.files and pairs:
+        raise CallError(
+            f"augment.files is given and tasks.{pairs[0]} has two texts a row; files have one; "
+            "fix: leave it out"
+        )
     begun = student_of(read, recipe.student)
     student = new_model(plain, begun, heads)
     hidden = HiddenTeaching(student, teacher.model, recipe.losses)
@@ -339,7 +350,8 @@ def _heads(recipe: DistilHeads, teacher: Teacher) -> Job:
         data={
             name: {part: fingerprint(getattr(data.task, part)) for part in ("train", "dev")}
             for name, data in tasks.items()
-        },
+        }
+        | ({"augment.files": fingerprint(expand(augment.files))} if augment.files else {}),
         rows=[row.ids for source in plan.sources.values() for row in source[:500]],
         scores=scores,
         teacher_seconds=seconds,
@@ -351,31 +363,50 @@ def _heads(recipe: DistilHeads, teacher: Teacher) -> Job:
 def _ask(
     recipe: DistilHeads, teacher: Teacher, tasks: Mapping[str, TaskData], plan: Plan, limit: int
 ) -> None:
-    """Put a teacher's answers on a plan's rows, and rows with other words beside them."""
+    """Put a teacher's answers on a plan's rows, and rows without labels beside them."""
     kinds = {name: data.task.kind for name, data in tasks.items()}
     for names in task_groups({name: data.task for name, data in tasks.items()}):
         title = " and ".join(names)
-        rows = plan.sources[title]
+        rows, heads = (
+            plan.sources[title],
+            {name: head_of(name, recipe.tasks[name]) for name in names},
+        )
         answers = partial(
             head_answers,
             teacher.engine,
             teacher.sha256,
-            heads={name: head_of(name, recipe.tasks[name]) for name in names},
+            heads=heads,
             folder=recipe.cache or recipe.output / "teacher",
         )
-        plan.copies[title] = []
-        for copy in range(recipe.augment.copies):
-            # Not of the recipe's seed, so that runs with other seeds share the answers.
-            made = other_words(
-                rows, teacher.tokenizer, share=recipe.augment.words, limit=limit, seed=copy
-            )
-            told = answers(made, report=teacher.reporter(f"{title}, other words {copy + 1}"))
-            plan.copies[title].append(
-                [as_answered(*one, kinds) for one in zip(made, told, strict=True)]
-            )
+        own = {name: teacher.read.heads[head] for name, head in heads.items()}
+        beside: list[TrainRow] = []
+        for what, made in _beside(recipe.augment, teacher.tokenizer, rows, own, limit):
+            told = answers(made, report=teacher.reporter(f"{title}, {what}"))
+            beside += [as_answered(*one, kinds) for one in zip(made, told, strict=True)]
+        if recipe.augment.files:
+            # A file may be in order, and a short run is not to see its beginning alone.
+            np.random.default_rng(0).shuffle(beside)
+        plan.beside[title] = beside
         # In place: the plan draws from this list.
         told = answers(rows, report=teacher.reporter(title))
         rows[:] = [replace(row, soft=soft) for row, soft in zip(rows, told, strict=True)]
+
+
+def _beside(
+    table: AugmentTable,
+    tokenizer: Tokenizer,
+    rows: Sequence[TrainRow],
+    heads: Mapping[str, HeadConfig],
+    limit: int,
+) -> Iterator[tuple[str, list[TrainRow]]]:
+    """What goes along with a source's rows, and what to call it."""
+    # Not of the recipe's seed, so that runs with other seeds share the answers.
+    for copy in range(table.copies):
+        made = other_words(rows, tokenizer, share=table.words, limit=limit, seed=copy)
+        yield f"other words {copy + 1}", made
+    if table.files:
+        texts = read_texts(table.files, table.column)
+        yield "texts without labels", unlabelled(tokenizer, heads, texts, limit=limit)
 
 
 def _student(recipe: DistilRecipe, teacher: Teacher) -> Model:

@@ -193,21 +193,19 @@ class DistilHeads(DistilRecipe):
     # by the names of the teacher's heads
     losses: HeadLosses = field(default_factory=HeadLosses)
     augment: AugmentTable = field(default_factory=AugmentTable)
-    # rows of other words, whose answers are the teacher's alone
+    # rows without labels, whose answers are the teacher's alone
     train: FinetuneTable = field(default_factory=FinetuneTable)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.finetuning()
-        if self.augment.copies:
+        if self.augment:
             if not self.losses.soft:
-                raise CallError(
-                    "augment.copies is above 0 and losses.soft is 0; no teacher is asked"
-                )
+                raise CallError("[augment] is there and losses.soft is 0; no teacher is asked")
             if kinds := [name for name, task in self.tasks.items() if task.kind == "answer"]:
                 raise CallError(
-                    f"augment.copies is above 0 and tasks.{kinds[0]} is of kind answer, whose "
-                    "places are in texts as they are; fix: leave out [augment]"
+                    f"[augment] is there and tasks.{kinds[0]} is of kind answer, whose places are "
+                    "in texts as they are; fix: leave out [augment]"
                 )
         if self.student.is_new and self.train.freeze is not None:
             raise CallError(

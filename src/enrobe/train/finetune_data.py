@@ -108,8 +108,8 @@ class Plan:
             CallError: a group of tasks has no row that can be read.
         """
         self.sources: dict[str, list[TrainRow]] = {}
-        self.copies: dict[str, list[list[TrainRow]]] = {}
-        # of a source's rows with other words, as many of each as there are; see `augment`
+        self.beside: dict[str, list[TrainRow]] = {}
+        # rows of which one goes along with each of a source's, in turn; see `augment`
         for names in groups({name: data.task for name, data in tasks.items()}):
             title = " and ".join(names)
             given: dict[str, Sequence[Example]] = {name: tasks[name].train for name in names}
@@ -148,16 +148,17 @@ class Plan:
         places = [self._mixture.at(at) for at in range(self._bounds[step], self._bounds[step + 1])]
         if self._masker is None:
             rows = [self._rows[place.source][place.row] for place in places]
-            return rows + [row for place in places for row in self._copy(place)]
+            return rows + [row for place in places for row in self._beside(place)]
         last = len(self._rows) - 1
         rows = [self._rows[place.source][place.row] for place in places if place.source < last]
         texts = [place for place in places if place.source == last]
         return rows + (self._masked(texts, step / self.steps) if texts else [])
 
-    def _copy(self, place: Place) -> list[TrainRow]:
-        """The row with other words that goes along with one, if there are any."""
-        copies = self.copies.get(self._titles[place.source])
-        return [copies[place.epoch % len(copies)][place.row]] if copies else []
+    def _beside(self, place: Place) -> list[TrainRow]:
+        """The row that goes along with one, if there are any."""
+        rows = self.beside.get(self._titles[place.source])
+        number = place.epoch * len(self._rows[place.source]) + place.row
+        return [rows[number % len(rows)]] if rows else []
 
     def _masked(self, places: Sequence[Place], progress: float) -> list[TrainRow]:
         """Rows with masks, a function of the seed, the epoch and the row alone."""
@@ -179,7 +180,7 @@ class Plan:
 
     def used_words(self) -> Ids:
         """Ids that rows have, each once. Shapes: (U,)."""
-        every = [*self._rows, *(rows for copies in self.copies.values() for rows in copies)]
+        every = [*self._rows, *self.beside.values()]
         found: Ids = np.unique(np.concatenate([row.ids for rows in every for row in rows]))
         return found
 

@@ -4,7 +4,7 @@ Legend: T tokens, B rows of a batch, R rows that have a label for a task, C outp
 K places: of a tag task first pieces of words, of an answer task where an answer may stand.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,14 @@ from enrobe.config import SEQUENCE_KINDS, HeadConfig
 from enrobe.data.examples import Example
 from enrobe.errors import TextError
 from enrobe.text.ragged import Ids, Ragged
-from enrobe.text.rows import Row, answer_places, encode_questions, encode_texts, encode_to_tag
+from enrobe.text.rows import (
+    Row,
+    Text,
+    answer_places,
+    encode_questions,
+    encode_texts,
+    encode_to_tag,
+)
 from enrobe.text.tags import tags_of_spans
 from enrobe.text.tokenizer import Tokenizer
 
@@ -94,17 +101,9 @@ def encode(
         return _encode_questions(tokenizer, name, [item[name] for item in given], limit)
     firsts = [next(iter(item.values())) for item in given]
     texts = [first.text if first.words is None else first.words for first in firsts]
-    found: Sequence[Sequence[Row] | TextError]
-    spans: list[Ids | None] = [None] * len(texts)
-    if "tag" in kinds:
-        words = encode_to_tag(tokenizer, texts, limit=limit)
-        found = [item if isinstance(item, TextError) else item.rows for item in words]
-        spans = [None if isinstance(item, TextError) else item.spans for item in words]
-    else:
-        paired = any(first.pair is not None for first in firsts)
-        seconds = [first.pair or "" for first in firsts] if paired else None
-        rows = encode_texts(tokenizer, texts, seconds, limit=limit)
-        found = [item if isinstance(item, TextError) else [item] for item in rows]
+    paired = any(first.pair is not None for first in firsts)
+    seconds = [first.pair or "" for first in firsts] if paired else None
+    found, spans = _rows(tokenizer, kinds, texts, seconds, limit)
     out: list[TrainRow] = []
     cut = unreadable = most = 0
     for labelled, item, own_spans in zip(given, found, spans, strict=True):
@@ -123,6 +122,63 @@ def encode(
             if targets:
                 out.append(TrainRow(row.ids, row.types, row.places, targets))
     return Encoded(out, cut, unreadable, most)
+
+
+def unlabelled(
+    tokenizer: Tokenizer, heads: Mapping[str, HeadConfig], texts: Sequence[str], *, limit: int
+) -> list[TrainRow]:
+    """Rows of texts that nobody has labelled, as `encode` makes those of labelled ones.
+
+    Their targets are zeros, of the kinds that the heads have: for a teacher's answers to stand in.
+    Texts that cannot be read are left out.
+
+    Args:
+        tokenizer: the model's.
+        heads: of each task the head; none that answers questions.
+        texts: single ones.
+        limit: the longest row in tokens.
+    """
+    found, _ = _rows(tokenizer, {head.kind for head in heads.values()}, texts, None, limit)
+    out = []
+    for item in found:
+        for part, row in enumerate([] if isinstance(item, TextError) else item):
+            targets = {
+                name: _blank(head, row)
+                for name, head in heads.items()
+                if (len(row.places) if head.kind == "tag" else part == 0)
+            }
+            if targets:
+                out.append(TrainRow(row.ids, row.types, row.places, targets))
+    return out
+
+
+def _blank(head: HeadConfig, row: Row) -> Array:
+    if head.kind == "tag":
+        return np.zeros(len(row.places), np.int64)
+    if head.kind == "multilabel":
+        return np.zeros(len(head.labels), np.float32)
+    return np.zeros((), np.float32 if head.kind == "regress" else np.int64)
+
+
+def _rows(
+    tokenizer: Tokenizer,
+    kinds: Collection[str],
+    texts: Sequence[Text],
+    seconds: Sequence[str] | None,
+    limit: int,
+) -> tuple[list[Sequence[Row] | TextError], list[Ids | None]]:
+    """The rows of each text, several only where it is tagged, and its words' spans if it is."""
+    if "tag" in kinds:
+        words = encode_to_tag(tokenizer, texts, limit=limit)
+        return (
+            [item if isinstance(item, TextError) else item.rows for item in words],
+            [None if isinstance(item, TextError) else item.spans for item in words],
+        )
+    rows = encode_texts(tokenizer, texts, seconds, limit=limit)
+    return (
+        [item if isinstance(item, TextError) else [item] for item in rows],
+        [None] * len(texts),
+    )
 
 
 def count_cut(

@@ -63,4 +63,6 @@ class WordRows(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *_: Any) -> None:
         with torch.no_grad():
-            self.table_VH[self.place_V] = state_dict[f"{prefix}weight"]
+            # A checkpoint is read to the host, and an assignment by places does not cross devices.
+            whole_VH = state_dict[f"{prefix}weight"].to(self.table_VH)
+            self.table_VH[self.place_V] = whole_VH
