@@ -182,7 +182,8 @@ void take(const Step& step, uint8_t* bytes, float* scale, Team& team) {
   }
   team.each(step.linear.panels(), 1, [&](size_t panel) {
     step.linear.multiply({step.x, step.stride, bytes, scale}, step.rows, panel, step.activation,
-                         step.residual, step.residual_stride, step.out, step.out_stride);
+                         step.residual, step.residual_stride, step.out, step.out_stride,
+                         team.size() == 1);
   });
 }
 

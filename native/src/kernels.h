@@ -77,9 +77,11 @@ struct Kernels {
   void (*begin)();
   void (*end)();
 
-  // sums[rows][64] = a[rows][K] (0 to 255) times a panel [K/4][64][4] of int8, exact.
+  // sums[rows][64] = a[rows][K] (0 to 255) times a panel [K/4][64][4] of int8, exact. `ahead`, which may
+  // be null, will be wanted soon: so much of it as a panel times rows / kMostRows, which a table may
+  // fetch meanwhile.
   void (*dot)(const uint8_t* a, size_t stride, size_t rows, const int8_t* panel, size_t k,
-              int32_t* sums);
+              const int8_t* ahead, int32_t* sums);
 
   // The same in float32, by a panel that was packed; stride in floats. Null: see dot_sliced.
   void (*pack_float)(const float* panel_KN, size_t k, float* packed);  // [K][64] as it comes

@@ -25,7 +25,11 @@ struct Product {
   size_t c_stride;
   const float* factors;  // of rows, or null
   bool add;              // to what is in c
+  // Of as many rows of b, which kMostRows of a fetch a part each; or null.
+  const float* ahead = nullptr;
 };
+// Steps between two lines of them that are fetched.
+constexpr size_t kApart = enrobe::kMostRows / kRows / kVectors;
 
 // R rows from `first` on and C registers of columns of it, whose sums stay in registers.
 template <int R, int C>
@@ -40,7 +44,9 @@ ENROBE_INLINE void block(const Product& of, size_t first) {
 #pragma GCC unroll 4
     for (int j = 0; j < C; ++j)
       sums[i][j] = of.add ? Of<N>::load(c + i * c_stride + kLanes * j) : N{};
+  const float* ahead = of.ahead ? of.ahead + first / kRows * (k / kApart) * 16 : nullptr;
   for (size_t p = 0; p < k; ++p) {
+    if (ahead && p % kApart == 0) __builtin_prefetch(ahead + p / kApart * 16, 0, 2);
     N right[C];
 #pragma GCC unroll 4
     for (int j = 0; j < C; ++j) right[j] = Of<N>::load(b + p * b_stride + kLanes * j);
@@ -100,8 +106,11 @@ void dot_float(const float* a, size_t stride, size_t rows, const float* panel, s
     for (size_t p = 0; p < k; p += most) {
       const size_t count = k - p < most ? k - p : most;
       const float* b = panel + strip * k + p * width;
-      multiply<kVectors>({a + p, stride, b, width, count, sums + strip, kPanel, nullptr, p > 0},
-                         rows, width);
+      // The weights that come next, after the last ones those of the next panel.
+      const float* ahead = rows >= enrobe::kMostRows ? b + count * width : nullptr;
+      multiply<kVectors>(
+          {a + p, stride, b, width, count, sums + strip, kPanel, nullptr, p > 0, ahead}, rows,
+          width);
     }
 }
 
@@ -109,13 +118,19 @@ void dot_float(const float* a, size_t stride, size_t rows, const float* panel, s
 
 void quantize(const float* x, const float* smooth, size_t k, int zero, uint8_t* numbers,
               float* scale) {
-  V high = splat(0.0f), low = splat(0.0f);
-  for (size_t i = 0; i < k; i += 16) {
-    V v = load(x + i);
-    if (smooth) v *= load(smooth + i);
-    high = maximum(v, high);
-    low = maximum(-v, low);
+  // Four at a time: one would wait for the one before it.
+  V highs[4], lows[4];
+  for (int j = 0; j < 4; ++j) highs[j] = lows[j] = splat(0.0f);
+  for (size_t i = 0; i < k; i += 64) {
+    for (int j = 0; j < 4; ++j) {
+      V v = load(x + i + 16 * j);
+      if (smooth) v *= load(smooth + i + 16 * j);
+      highs[j] = maximum(v, highs[j]);
+      lows[j] = maximum(-v, lows[j]);
+    }
   }
+  const V high = maximum(maximum(highs[0], highs[1]), maximum(highs[2], highs[3]));
+  const V low = maximum(maximum(lows[0], lows[1]), maximum(lows[2], lows[3]));
   const float up = largest(high) / (float)(255 - zero), down = largest(low) / (float)zero;
   float s = up > down ? up : down;
   s = s > 1.17549435e-38f ? s : 1.17549435e-38f;
@@ -187,21 +202,22 @@ void finish(const void* given, size_t rows, const Finish& how, float* out, size_
 }
 
 void norm(const float* x, size_t n, const float* weight, const float* bias, float eps, float* out) {
-  const size_t wide = enrobe::padded(n), full = n / 16 * 16;
-  V total = splat(0.0f);
-  for (size_t i = 0; i < wide; i += 16) total += load(x + i);
-  const V mean = splat(sum(total) / (float)n);
-  V squares = splat(0.0f);
-  for (size_t i = 0; i < full; i += 16) {
-    const V apart = load(x + i) - mean;
-    squares = fma(apart, apart, squares);
-  }
-  if (full < n) {
-    V apart = load(x + full) - mean;
-    apart = pick(first(n - full), apart, splat(0.0f));
-    squares = fma(apart, apart, squares);
-  }
-  const V factor = splat(1.0f / __builtin_sqrtf(sum(squares) / (float)n + eps));
+  const size_t wide = enrobe::padded(n);
+  // Four sums at a time: one would wait for the one before it.
+  V totals[4], squares[4];
+  for (int j = 0; j < 4; ++j) totals[j] = squares[j] = splat(0.0f);
+  for (size_t i = 0; i < wide; i += 64)
+    for (int j = 0; j < 4; ++j) totals[j] += load(x + i + 16 * j);
+  const V mean = splat(sum((totals[0] + totals[1]) + (totals[2] + totals[3])) / (float)n);
+  for (size_t i = 0; i < wide; i += 64)
+    for (int j = 0; j < 4; ++j) {
+      const size_t at = i + 16 * j;
+      V apart = load(x + at) - mean;
+      if (at + 16 > n) apart = pick(first(at < n ? n - at : 0), apart, splat(0.0f));
+      squares[j] = fma(apart, apart, squares[j]);
+    }
+  const V square = (squares[0] + squares[1]) + (squares[2] + squares[3]);
+  const V factor = splat(1.0f / __builtin_sqrtf(sum(square) / (float)n + eps));
   for (size_t i = 0; i < wide; i += 16)
     store(out + i, fma((load(x + i) - mean) * factor, load(weight + i), load(bias + i)));
 }

@@ -67,7 +67,7 @@ ENROBE_INLINE void store_strip(void* sums) {
 }
 
 void dot(const uint8_t* a, size_t stride, size_t rows, const int8_t* panel, size_t k,
-         int32_t* sums) {
+         const int8_t*, int32_t* sums) {
   configure(rows);
   if (rows <= 16) {
     zero_sums();

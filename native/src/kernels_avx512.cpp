@@ -3,17 +3,19 @@
 
 namespace {
 
-// 6 rows x 64 columns.
+// 6 rows x 64 columns; of what is ahead, the part of six rows.
 template <int R>
 inline __attribute__((always_inline)) void dot_block(const uint8_t* a, size_t stride,
                                                      const int8_t* panel, size_t k,
-                                                     int32_t* sums) {
+                                                     const int8_t* ahead, int32_t* sums) {
   __m512i total[R][4];
 #pragma GCC unroll 6
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) total[r][j] = _mm512_setzero_si512();
   for (size_t p = 0; p < k; p += 4) {
+    // A line now and then: all of them at once would keep loads waiting.
+    if (ahead && p % 16 == 0) _mm_prefetch((const char*)ahead + 4 * p, _MM_HINT_T1);
     __m512i b[4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) b[j] = _mm512_loadu_si512(panel + p * kPanel + 64 * j);
@@ -35,13 +37,15 @@ inline __attribute__((always_inline)) void dot_block(const uint8_t* a, size_t st
 }
 
 void dot(const uint8_t* a, size_t stride, size_t rows, const int8_t* panel, size_t k,
-         int32_t* sums) {
+         const int8_t* ahead, int32_t* sums) {
+  constexpr size_t kLines = kPanel * 6 / enrobe::kMostRows;
   size_t r = 0;
   for (; r + 6 <= rows; r += 6)
-    dot_block<6>(a + r * stride, stride, panel, k, sums + r * kPanel);
+    dot_block<6>(a + r * stride, stride, panel, k, ahead ? ahead + r / 6 * kLines * k : nullptr,
+                 sums + r * kPanel);
   for (; r + 2 <= rows; r += 2)
-    dot_block<2>(a + r * stride, stride, panel, k, sums + r * kPanel);
-  if (r < rows) dot_block<1>(a + r * stride, stride, panel, k, sums + r * kPanel);
+    dot_block<2>(a + r * stride, stride, panel, k, nullptr, sums + r * kPanel);
+  if (r < rows) dot_block<1>(a + r * stride, stride, panel, k, nullptr, sums + r * kPanel);
 }
 
 }  // namespace

@@ -39,7 +39,7 @@ inline __attribute__((always_inline)) void dot_block(const uint8_t* a, size_t st
 }
 
 void dot(const uint8_t* a, size_t stride, size_t rows, const int8_t* panel, size_t k,
-         int32_t* sums) {
+         const int8_t*, int32_t* sums) {
   for (size_t n = 0; n < kPanel; n += 16) {
     size_t r = 0;
     for (; r + 6 <= rows; r += 6)

@@ -7,7 +7,7 @@ constexpr int kRows = 4, kVectors = 1;
 namespace {
 
 void dot(const uint8_t* a, size_t stride, size_t rows, const int8_t* panel, size_t k,
-         int32_t* sums) {
+         const int8_t*, int32_t* sums) {
   for (size_t r = 0; r < rows; ++r) {
     int32_t* row = sums + r * kPanel;
     for (size_t n = 0; n < kPanel; ++n) row[n] = 0;

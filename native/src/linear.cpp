@@ -104,8 +104,8 @@ void Linear::prepare(const float* x, uint8_t* bytes, float* scale) const {
 }
 
 void Linear::multiply(const Rows& x, size_t rows, size_t panel, Activation activation,
-                      const float* residual, size_t residual_stride, float* out,
-                      size_t stride) const {
+                      const float* residual, size_t residual_stride, float* out, size_t stride,
+                      bool in_order) const {
   union alignas(64) {
     int32_t numbers[kMostRows * kPanel];
     float floats[kMostRows * kPanel];
@@ -113,6 +113,8 @@ void Linear::multiply(const Rows& x, size_t rows, size_t panel, Activation activ
   const size_t wide = padded(inputs), stride_in = bytes();
   const size_t most = kind_ == Kind::int8 ? kernels_->rows : kernels_->float_rows;
   const size_t column = panel * kPanel;
+  // With fewer rows reading is all there is to do, and the processor does that ahead by itself.
+  const bool fetch = in_order && rows >= kMostRows && panel + 1 < panels();
   for (size_t start = 0; start < rows; start += most) {
     const size_t count = std::min(most, rows - start);
     Finish how{};
@@ -126,8 +128,12 @@ void Linear::multiply(const Rows& x, size_t rows, size_t panel, Activation activ
       how.scale = scale_.get() + column;
       how.offset = offset_.get() + column;
       how.row_scale = x.scale + start;
-      kernels_->dot(x.bytes + start * stride_in, stride_in, count, numbers_.get() + column * wide,
-                    wide, sums.numbers);
+      const int8_t* numbers = numbers_.get() + column * wide;
+      const int8_t* ahead = fetch && start < kMostRows
+                                ? numbers + (kPanel + start * kPanel / kMostRows) * wide
+                                : nullptr;
+      kernels_->dot(x.bytes + start * stride_in, stride_in, count, numbers, wide, ahead,
+                    sums.numbers);
     } else if (kind_ == Kind::sliced) {
       const uint8_t* rows_in = x.bytes + start * stride_in;
       kernels_->dot_sliced(reinterpret_cast<const int8_t*>(rows_in), stride_in, count,

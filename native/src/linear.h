@@ -56,9 +56,10 @@ class Linear {
   // Whether rows that were prepared for one are right for the other.
   bool same_inputs(const Linear& other) const;
   void prepare(const float* x, uint8_t* bytes, float* scale) const;
-  // Of out[rows][64 * panels] one panel, all rows.
+  // Of out[rows][64 * panels] one panel, all rows. in_order: the thread will take the next panel next.
   void multiply(const Rows& x, size_t rows, size_t panel, Activation activation,
-                const float* residual, size_t residual_stride, float* out, size_t stride) const;
+                const float* residual, size_t residual_stride, float* out, size_t stride,
+                bool in_order) const;
 
  private:
   void pack_slices(const float* values);
