@@ -1,12 +1,17 @@
-"""Products of the layers' matrices by enrobe-native, where that is quicker than torch: float32 on a
-CPU with AMX. A row is rounded to 24 bits of its largest number, and all sums are exact
-(docs/native.md), so results are as close to the exact ones as torch's, at any number of threads.
-Where torch is told that less will do (`torch.set_float32_matmul_precision`), it is 16 bits.
+"""Products of the layers' matrices in float32 on a CPU, by what is quickest there.
+
+With AMX that is enrobe-native: a row is rounded to 24 bits of its largest number, and all sums are
+exact (docs/native.md), so results are as close to the exact ones as torch's, at any number of
+threads. Where torch is told that less will do (`torch.set_float32_matmul_precision`), they are 16.
+On AMD's processors with AVX-512 it is torch's oneDNN, which torch itself leaves to other types.
 
 Legend: T rows, I inputs, O outputs, all those of some matrices together.
 """
 
+import os
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -25,7 +30,7 @@ def project(x_TI: Tensor, *modules: nn.Module) -> tuple[Tensor, ...]:
     """What each module makes of the same rows. Shapes: (T, I) -> (T, O) each."""
     kernels = kernels_of_products(x_TI, modules)
     if kernels is None:
-        return tuple(module(x_TI) for module in modules)
+        return tuple(_linear(module, x_TI) for module in modules)
     return _product(kernels, x_TI, modules, gelu=False)
 
 
@@ -33,7 +38,7 @@ def project_gelu(x_TI: Tensor, module: nn.Module) -> Tensor:
     """GELU of what a module makes of rows. Shapes: (T, I) -> (T, O)."""
     kernels = kernels_of_products(x_TI, [module])
     if kernels is None:
-        return F.gelu(module(x_TI))
+        return F.gelu(_linear(module, x_TI))
     return _product(kernels, x_TI, [module], gelu=True)[0]
 
 
@@ -130,6 +135,73 @@ class _Product(Function):
             return None, x_grad_TI, None, grad_OI, bias_grad_1O[0]
         grads = [*torch.split(grad_OI, sizes), *torch.split(bias_grad_1O[0], sizes)]
         return (None, x_grad_TI, None, *grads)
+
+
+def _linear(module: nn.Module, x_TI: Tensor) -> Tensor:
+    # What is put in a layer's place, as LoRA does, has a forward of its own.
+    if type(module) is not nn.Linear or not by_onednn(x_TI, module.weight):
+        result: Tensor = module(x_TI)
+        return result
+    found: Tensor = _Linear.apply(x_TI, module.weight, module.bias)  # type: ignore[no-untyped-call]
+    return found
+
+
+def by_onednn(*tensors: Tensor) -> bool:
+    """Whether products of these are quicker by `onednn_product`."""
+    return (
+        all(x.is_cpu and x.dtype == torch.float32 for x in tensors)
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and torch.get_float32_matmul_precision() == "highest"
+        and _onednn_is_quicker()
+    )
+
+
+@cache
+def _onednn_is_quicker() -> bool:
+    """MKL, which torch takes for float32, makes half of what oneDNN does on AMD's AVX-512."""
+    quicker = (
+        torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+        # What torch.compile calls: not promised, but there in every version since 2.0.
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and "AuthenticAMD" in _processor()
+    )
+    if quicker:
+        # It keeps the code for 1,024 shapes, a megabyte each, and hardly a batch has another's.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+    return quicker
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.exists() else ""
+
+
+def onednn_product(x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """x W' + b. Shapes: (T, I), (O, I), (O,) -> (T, O); views will do."""
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(x_TI, weight_OI, bias_O, "none", [], "")
+    return found
+
+
+class _Linear(Function):
+    """F.linear and its gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x_TI, weight_OI)
+        return onednn_product(x_TI, weight_OI, bias_O)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TO: Tensor) -> tuple[Tensor | None, ...]:
+        x_TI, weight_OI = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        return (
+            onednn_product(grad_TO, weight_OI.t()) if for_x else None,
+            onednn_product(grad_TO.t(), x_TI.t()) if for_weight else None,
+            grad_TO.sum(0) if for_bias else None,
+        )
 
 
 def _side_by_side(parts: Sequence[Tensor]) -> Tensor:
