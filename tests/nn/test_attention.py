@@ -168,3 +168,25 @@ def test_kernel_on_cuda_equals_groups(dtype: torch.dtype) -> None:
     assert by_kernel.grad is not None and by_groups.grad is not None
     assert torch.allclose(first, second, atol=2e-2)
     assert torch.allclose(by_kernel.grad, by_groups.grad, atol=5e-2)
+
+
+@given(batches(), st.integers(1, 40))
+@settings(deadline=None, max_examples=60)
+def test_padded_blocks_equal_groups(batch: tuple[list[int], Ids | None, int], longer: int) -> None:
+    """Of rows near in length and far from it: answers and gradients."""
+    lengths, at, seed = batch
+    lengths = [*lengths, max(lengths) + longer]
+    print(f"seed {seed}")
+    generator = torch.Generator().manual_seed(seed)
+    made = torch.randn(4, sum(lengths), HEADS, SIZE, generator=generator, dtype=torch.float64)
+    spans = plan(row_offsets(lengths), at, CPU).last
+    found = []
+    for way, laid in ((attention._padded, spans.buckets), (attention._grouped, spans.blocks)):
+        inputs = made[:3].clone().requires_grad_()
+        query = inputs[0] if spans.picks is None else inputs[0][spans.picks]
+        out = way(query, inputs[1], inputs[2], laid, 0.0)  # type: ignore[arg-type]
+        (out * made[3][: len(out)]).sum().backward()
+        found.append((out, inputs.grad))
+    for ours, theirs in zip(*found, strict=True):
+        assert ours is not None and theirs is not None
+        torch.testing.assert_close(ours, theirs)

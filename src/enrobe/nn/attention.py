@@ -7,7 +7,7 @@ CUDA device in half precision one kernel takes all rows at once (FlashAttention-
 Legend: T tokens, B rows, H hidden, N heads, D head size, P positions that ask (queries).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice, pairwise
 from types import ModuleType
@@ -26,6 +26,8 @@ from enrobe.nn.kernels import kernels_for
 Ids = npt.NDArray[np.int64]
 # Tokens by which rows of one block may differ in length, or by an eighth.
 _NEAR = 16
+# Runs of like rows, for each of which a GPU is quick to be given its work.
+_FEW = 4
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,7 +54,7 @@ class Spans:
 
     @cached_property
     def buckets(self) -> "tuple[_Bucket, ...]":
-        """The rows in which somebody asks, those of like length together; for `_Dropping`."""
+        """The rows in which somebody asks, those of like length together, the longest first."""
         rows, of_rows, of_keys = (np.array(column) for column in zip(*self.blocks, strict=True))
         queries, keys = np.repeat(of_rows, rows), np.repeat(of_keys, rows)
         asked, known = np.cumsum(queries) - queries, np.cumsum(keys) - keys
@@ -64,9 +66,10 @@ class Spans:
             start = int(np.searchsorted(keys[:stop], like))
             if queries[start:stop].any():
                 part = slice(start, stop)
-                found.append(
-                    _Bucket.of_rows(queries[part], keys[part], int(asked[start]), int(known[start]))
+                bucket = _Bucket.of_rows(
+                    queries[part], keys[part], int(asked[start]), int(known[start])
                 )
+                found.append(bucket.to(self.restore.device))
             stop = start
         return tuple(found)
 
@@ -190,6 +193,8 @@ def attend(
     elif dropout > 0 and has_own_masks(query_PND):
         mixed_PND = _Dropping.apply(query_PND, key_TND, value_TND, spans.buckets, dropout)  # type: ignore[no-untyped-call]
         assert isinstance(mixed_PND, Tensor)
+    elif query_PND.is_cuda and len(spans.blocks) > _FEW and not torch.compiler.is_compiling():
+        mixed_PND = _padded(query_PND, key_TND, value_TND, spans.buckets, dropout)
     else:
         mixed_PND = _grouped(query_PND, key_TND, value_TND, spans.blocks, dropout)
     return mixed_PND.flatten(1)
@@ -236,6 +241,39 @@ def _grouped(
     return torch.cat(mixed)
 
 
+def _padded(
+    query_PND: Tensor,
+    key_TND: Tensor,
+    value_TND: Tensor,
+    buckets: "tuple[_Bucket, ...]",
+    dropout: float,
+) -> Tensor:
+    """The same as `_grouped`, rows of like length padded to a block.
+
+    A batch of short rows has almost as many lengths as rows, and on a GPU the number of operators
+    is what takes the time.
+    """
+    mixed = []
+    for bucket in reversed(buckets):
+        query_BNQD, key_BNKD, value_BNKD = (
+            x.index_select(0, places).view(bucket.rows, -1, *x.shape[1:]).transpose(1, 2)
+            for x, places in (
+                (query_PND, bucket.asked),
+                (key_TND, bucket.known),
+                (value_TND, bucket.known),
+            )
+        )
+        mixed_BNQD = F.scaled_dot_product_attention(
+            query_BNQD,
+            key_BNKD,
+            value_BNKD,
+            attn_mask=(bucket.beyond == 0)[:, None],
+            dropout_p=dropout,
+        )
+        mixed.append(mixed_BNQD.transpose(1, 2).flatten(0, 1).index_select(0, bucket.asked_back))
+    return torch.cat(mixed)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Bucket:
     """Neighbouring rows of like length as a block: R rows, Q queries and K keys of the longest.
@@ -274,6 +312,13 @@ class _Bucket:
             beyond=beyond,
             within=within.view(-1, 1).float(),
         )
+
+    def to(self, device: torch.device) -> Self:
+        """The same on a device."""
+        tensors: dict[str, Any] = {
+            name: x.to(device) for name, x in vars(self).items() if isinstance(x, Tensor)
+        }
+        return replace(self, **tensors)
 
     @property
     def pairs(self) -> int:
