@@ -199,7 +199,7 @@ def report(names: list[str]) -> None:
         found[f"{name} sizes"] = {
             side: sides[side]["parameters"] for side in ("teacher", "student")
         }
-    write_report("distil-scores", found)
+    write_report("-".join(["distil-scores", *(names if names != [*TASKS] else [])]), found)
 
 
 def speed(names: list[str]) -> None:
