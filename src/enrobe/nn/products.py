@@ -138,7 +138,6 @@ class _Product(Function):
 
 
 def _linear(module: nn.Module, x_TI: Tensor) -> Tensor:
-    # What is put in a layer's place, as LoRA does, has a forward of its own.
     if type(module) is not nn.Linear or not by_onednn(x_TI, module.weight):
         result: Tensor = module(x_TI)
         return result

@@ -367,10 +367,8 @@ def _ask(
     kinds = {name: data.task.kind for name, data in tasks.items()}
     for names in task_groups({name: data.task for name, data in tasks.items()}):
         title = " and ".join(names)
-        rows, heads = (
-            plan.sources[title],
-            {name: head_of(name, recipe.tasks[name]) for name in names},
-        )
+        rows = plan.sources[title]
+        heads = {name: head_of(name, recipe.tasks[name]) for name in names}
         answers = partial(
             head_answers,
             teacher.engine,
