@@ -171,7 +171,9 @@ def heads(folders: list[Path], tests: list[Path], work: Path) -> dict[str, Any]:
             out[name] = {"models": models}
             for way in ("whole", "limited"):
                 kept = [one[way]["kept"] for one in models if "kept" in one[way]]
-                out[name][way] = {"models": len(kept), "kept": statistics.mean(kept)}
+                out[name][way] = {"models": len(kept)}
+                if kept:
+                    out[name][way]["kept"] = statistics.mean(kept)
                 if len(kept) > 1:
                     spread = statistics.stdev(kept)
                     out[name][way]["standard_error"] = spread / len(kept) ** 0.5
