@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(
 def chosen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """The shapes of products that oneDNN was given, on whatever processor."""
     monkeypatch.setattr(products, "_onednn_is_quicker", lambda: True)
+    monkeypatch.setattr(products, "_LEAST", 0)
     monkeypatch.setattr(products, "kernels_of_products", lambda *_: None)
     seen: list[tuple[int, ...]] = []
     plain = products.onednn_product
@@ -84,3 +85,14 @@ def test_what_it_is_not_for_goes_to_torch(chosen: list[tuple[int, ...]]) -> None
     assert not chosen
     project(x, linear)
     assert chosen == [(3, 8, 4)]
+
+
+def test_small_products_are_not_worth_its_code(
+    chosen: list[tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_LEAST", 100)
+    linear = nn.Linear(8, 4)
+    project(torch.randn(3, 8), linear)
+    assert not chosen
+    project(torch.randn(4, 8), linear)
+    assert chosen == [(4, 8, 4)]

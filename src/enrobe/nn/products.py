@@ -24,6 +24,8 @@ from enrobe.nn.kernels import kernels_for
 
 # Fewer rows are not worth packing the weights for; of more, a sum is not sure to fit 32 bits.
 _ROWS = range(96, 32_769)
+# Multiplications of a product: for fewer oneDNN takes longer to make code for a new shape.
+_LEAST = 2**25
 
 
 def project(x_TI: Tensor, *modules: nn.Module) -> tuple[Tensor, ...]:
@@ -145,10 +147,11 @@ def _linear(module: nn.Module, x_TI: Tensor) -> Tensor:
     return found
 
 
-def by_onednn(*tensors: Tensor) -> bool:
-    """Whether products of these are quicker by `onednn_product`."""
+def by_onednn(x_TI: Tensor, weight_OI: Tensor) -> bool:
+    """Whether the product of these is quicker by `onednn_product`."""
     return (
-        all(x.is_cpu and x.dtype == torch.float32 for x in tensors)
+        len(x_TI) * weight_OI.numel() >= _LEAST
+        and all(x.is_cpu and x.dtype == torch.float32 for x in (x_TI, weight_OI))
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and torch.get_float32_matmul_precision() == "highest"
