@@ -19,5 +19,10 @@ def _kernels() -> ModuleType | None:
 
 def kernels_for(x: Tensor) -> ModuleType | None:
     """enrobe_native, if it is of use for what this tensor goes through."""
+    return _kernels() if is_plain_float32(x) else None
+
+
+def is_plain_float32(x: Tensor) -> bool:
+    """Whether what this tensor goes through is done in float32, on a CPU, as it is written."""
     fits = x.is_cpu and x.dtype == torch.float32 and not torch.compiler.is_compiling()
-    return _kernels() if fits and not torch.is_autocast_enabled("cpu") else None
+    return fits and not torch.is_autocast_enabled("cpu")

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
-from enrobe.nn.kernels import kernels_for
+from enrobe.nn.kernels import is_plain_float32, kernels_for
 
 # Fewer rows are not worth packing the weights for; of more, a sum is not sure to fit 32 bits.
 _ROWS = range(96, 32_769)
@@ -151,9 +151,8 @@ def by_onednn(x_TI: Tensor, weight_OI: Tensor) -> bool:
     """Whether the product of these is quicker by `onednn_product`."""
     return (
         len(x_TI) * weight_OI.numel() >= _LEAST
-        and all(x.is_cpu and x.dtype == torch.float32 for x in (x_TI, weight_OI))
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
+        and is_plain_float32(x_TI)
+        and is_plain_float32(weight_OI)
         and torch.get_float32_matmul_precision() == "highest"
         and _onednn_is_quicker()
     )

@@ -364,6 +364,8 @@ def _ask(
     recipe: DistilHeads, teacher: Teacher, tasks: Mapping[str, TaskData], plan: Plan, limit: int
 ) -> None:
     """Put a teacher's answers on a plan's rows, and rows without labels beside them."""
+    table = recipe.augment
+    texts = read_texts(table.files, table.column) if table.files else []
     kinds = {name: data.task.kind for name, data in tasks.items()}
     for names in task_groups({name: data.task for name, data in tasks.items()}):
         title = " and ".join(names)
@@ -378,10 +380,10 @@ def _ask(
         )
         own = {name: teacher.read.heads[head] for name, head in heads.items()}
         beside: list[TrainRow] = []
-        for what, made in _beside(recipe.augment, teacher.tokenizer, rows, own, limit):
+        for what, made in _beside(table, texts, teacher.tokenizer, rows, own, limit):
             told = answers(made, report=teacher.reporter(f"{title}, {what}"))
             beside += [as_answered(*one, kinds) for one in zip(made, told, strict=True)]
-        if recipe.augment.files:
+        if texts:
             # A file may be in order, and a short run is not to see its beginning alone.
             np.random.default_rng(0).shuffle(beside)
         plan.beside[title] = beside
@@ -392,6 +394,7 @@ def _ask(
 
 def _beside(
     table: AugmentTable,
+    texts: Sequence[str],
     tokenizer: Tokenizer,
     rows: Sequence[TrainRow],
     heads: Mapping[str, HeadConfig],
@@ -402,8 +405,7 @@ def _beside(
     for copy in range(table.copies):
         made = other_words(rows, tokenizer, share=table.words, limit=limit, seed=copy)
         yield f"other words {copy + 1}", made
-    if table.files:
-        texts = read_texts(table.files, table.column)
+    if texts:
         yield "texts without labels", unlabelled(tokenizer, heads, texts, limit=limit)
 
 
