@@ -17,7 +17,6 @@ Each quantizes on rows that are not measured on.
 """
 
 import argparse
-import gzip
 import json
 import shutil
 import statistics
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import SHARED, write_report
+from common import SHARED, jsonl, write_report
 
 import enrobe
 from enrobe.compress.measure import Data
@@ -38,12 +37,6 @@ DATA = SHARED / "data"
 PAIRS = 2000
 # Of the score on dev, as `enrobe quantize` has it.
 LIMIT = 0.003
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 def quantized(folder: Path, texts: list[str], work: Path) -> tuple[Any, Any]:
@@ -71,7 +64,7 @@ def cosines(a: Any, b: Any) -> dict[str, float]:
 
 
 def vectors(folder: Path, graph: Path | None, work: Path) -> dict[str, Any]:
-    labelled = rows(DATA / "snli_dev/all.jsonl.gz")
+    labelled = jsonl(DATA / "snli_dev/all.jsonl.gz")
     kept = [r for r in labelled[2000:] if r["label"] in ("entailment", "contradiction")]
     kept = kept[:PAIRS]
     texts = [r[key] for r in labelled[:400] for key in ("premise", "hypothesis")]
@@ -117,7 +110,7 @@ def by_graph(graph: Path, tokenizer: Any, texts: list[str]) -> Any:
 
 
 def bitext(folder: Path, work: Path) -> dict[str, Any]:
-    pairs = rows(DATA / "tatoeba/test.jsonl.gz")
+    pairs = jsonl(DATA / "tatoeba/test.jsonl.gz")
     rng = np.random.default_rng(0)
     order = rng.permutation(len(pairs))
     # As multilingual-e5 asks for.
