@@ -72,6 +72,7 @@ class Encoder {
   const Sizes sizes;
   const Kernels& kernels;
   const size_t threads;
+  Arena arena;  // of its matrices
   const Linear& linear(const std::string& name) const;
   const Norm& norm(const std::string& name) const;
   const Table* table(const std::string& name) const;

@@ -36,16 +36,31 @@ inline __attribute__((always_inline)) void dot_block(const uint8_t* a, size_t st
     for (int j = 0; j < 4; ++j) _mm512_storeu_si512(sums + r * kPanel + 16 * j, total[r][j]);
 }
 
+// Up to R rows.
+template <int R>
+void dot_rest(const uint8_t* a, size_t stride, size_t rows, const int8_t* panel, size_t k,
+              int32_t* sums) {
+  if constexpr (R > 0) {
+    if (rows == R)
+      dot_block<R>(a, stride, panel, k, nullptr, sums);
+    else
+      dot_rest<R - 1>(a, stride, rows, panel, k, sums);
+  }
+}
+
 void dot(const uint8_t* a, size_t stride, size_t rows, const int8_t* panel, size_t k,
          const int8_t* ahead, int32_t* sums) {
   constexpr size_t kLines = kPanel * 6 / enrobe::kMostRows;
   size_t r = 0;
-  for (; r + 6 <= rows; r += 6)
+  // One or two rows have too few sums to keep the processor busy: they come with four others.
+  for (; rows - r >= 9 || rows - r == 6; r += 6)
     dot_block<6>(a + r * stride, stride, panel, k, ahead ? ahead + r / 6 * kLines * k : nullptr,
                  sums + r * kPanel);
-  for (; r + 2 <= rows; r += 2)
-    dot_block<2>(a + r * stride, stride, panel, k, nullptr, sums + r * kPanel);
-  if (r < rows) dot_block<1>(a + r * stride, stride, panel, k, nullptr, sums + r * kPanel);
+  if (rows - r > 6) {
+    dot_block<4>(a + r * stride, stride, panel, k, nullptr, sums + r * kPanel);
+    r += 4;
+  }
+  dot_rest<5>(a + r * stride, stride, rows - r, panel, k, sums + r * kPanel);
 }
 
 }  // namespace

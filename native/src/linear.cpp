@@ -1,5 +1,7 @@
 #include "linear.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -16,21 +18,41 @@ Block<float> filled_up(const float* values, size_t count) {
 
 }  // namespace
 
-Linear Linear::of_int8(const Kernels& kernels, const int8_t* values, size_t n, size_t k,
-                       const float* scale, const float* smooth, int zero, const float* bias) {
+void* Arena::take_bytes(size_t bytes) {
+  constexpr size_t page = size_t(2) << 20, chunk = 16 * page;
+  std::lock_guard<std::mutex> lock(taking_);
+  bytes = (bytes + 63) / 64 * 64;
+  if (bytes > left_) {
+    // What is not written to takes no memory.
+    left_ = std::max(chunk, (bytes + page - 1) / page * page);
+    chunks_.emplace_back(std::aligned_alloc(page, left_));
+    next_ = static_cast<char*>(chunks_.back().get());
+    if (!next_) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+    madvise(next_, left_, MADV_HUGEPAGE);
+#endif
+  }
+  left_ -= bytes;
+  next_ += bytes;
+  return next_ - bytes;
+}
+
+Linear Linear::of_int8(const Kernels& kernels, Arena& arena, const int8_t* values, size_t n,
+                       size_t k, const float* scale, const float* smooth, int zero,
+                       const float* bias) {
   Linear made;
   const size_t wide = padded(k), tall = padded(n);
   made.kernels_ = &kernels;
   made.kind_ = Kind::int8;
   made.outputs = n, made.inputs = k;
   made.zero_ = zero;
-  made.numbers_ = allocate<int8_t>(tall * wide);
+  made.numbers_ = arena.take<int8_t>(tall * wide);
   made.scale_ = filled_up(scale, n);
   made.bias_ = filled_up(bias, n);
   if (smooth) made.smooth_ = filled_up(smooth, k);
   made.offset_ = allocate<int32_t>(tall);
   for (size_t row = 0; row < tall; ++row) {
-    int8_t* out = made.numbers_.get() + row / kPanel * kPanel * wide + row % kPanel * 4;
+    int8_t* out = made.numbers_ + row / kPanel * kPanel * wide + row % kPanel * 4;
     const int8_t* from = values + row * k;
     int32_t sum = 0;
     for (size_t p = 0; p < wide; p += 4) {
@@ -44,32 +66,32 @@ Linear Linear::of_int8(const Kernels& kernels, const int8_t* values, size_t n, s
   return made;
 }
 
-Linear Linear::of_float(const Kernels& kernels, const float* values, size_t n, size_t k,
-                        const float* bias) {
+Linear Linear::of_float(const Kernels& kernels, Arena& arena, const float* values, size_t n,
+                        size_t k, const float* bias) {
   Linear made;
   const size_t wide = padded(k);
   made.kernels_ = &kernels;
   made.outputs = n, made.inputs = k;
   made.bias_ = filled_up(bias, n);
   if (kernels.slice) {
-    made.pack_slices(values);
+    made.pack_slices(arena, values);
     return made;
   }
-  made.floats_ = allocate<float>(made.panels() * kPanel * wide);
+  made.floats_ = arena.take<float>(made.panels() * kPanel * wide);
   Block<float> panel = allocate<float>(wide * kPanel);
   for (size_t start = 0; start < n; start += kPanel) {
     std::fill(panel.get(), panel.get() + wide * kPanel, 0.0f);
     for (size_t row = start; row < std::min(n, start + kPanel); ++row)
       for (size_t p = 0; p < k; ++p) panel[p * kPanel + row - start] = values[row * k + p];
-    kernels.pack_float(panel.get(), wide, made.floats_.get() + start * wide);
+    kernels.pack_float(panel.get(), wide, made.floats_ + start * wide);
   }
   return made;
 }
 
-void Linear::pack_slices(const float* values) {
+void Linear::pack_slices(Arena& arena, const float* values) {
   const size_t wide = padded(inputs), tall = padded(outputs);
   kind_ = Kind::sliced;
-  numbers_ = allocate<int8_t>(3 * tall * wide);
+  numbers_ = arena.take<int8_t>(3 * tall * wide);
   scale_ = filled_up(nullptr, outputs);
   // Sixteen rows at a time, which is a tile's columns.
   Block<float> row = allocate<float>(wide);
@@ -82,7 +104,7 @@ void Linear::pack_slices(const float* values) {
       kernels_->slice(row.get(), nullptr, wide, slices.get() + (n - first) * 3 * wide,
                       scale_.get() + n);
     }
-    int8_t* out = numbers_.get() + first * 3 * wide;
+    int8_t* out = numbers_ + first * 3 * wide;
     for (size_t start = 0; start < wide; start += 64)
       for (size_t slice = 0; slice < 3; ++slice, out += 1024)
         kernels_->pack_columns(slices.get() + slice * wide + start, 3 * wide, out);
@@ -128,7 +150,7 @@ void Linear::multiply(const Rows& x, size_t rows, size_t panel, Activation activ
       how.scale = scale_.get() + column;
       how.offset = offset_.get() + column;
       how.row_scale = x.scale + start;
-      const int8_t* numbers = numbers_.get() + column * wide;
+      const int8_t* numbers = numbers_ + column * wide;
       const int8_t* ahead = fetch && start < kMostRows
                                 ? numbers + (kPanel + start * kPanel / kMostRows) * wide
                                 : nullptr;
@@ -137,11 +159,11 @@ void Linear::multiply(const Rows& x, size_t rows, size_t panel, Activation activ
     } else if (kind_ == Kind::sliced) {
       const uint8_t* rows_in = x.bytes + start * stride_in;
       kernels_->dot_sliced(reinterpret_cast<const int8_t*>(rows_in), stride_in, count,
-                           numbers_.get() + 3 * column * wide, wide, x.scale + start,
+                           numbers_ + 3 * column * wide, wide, x.scale + start,
                            scale_.get() + column, nullptr, sums.floats, kPanel);
     } else {
       kernels_->dot_float(x.floats + start * x.stride, x.stride, count,
-                          floats_.get() + column * wide, wide, sums.floats);
+                          floats_ + column * wide, wide, sums.floats);
     }
     kernels_->finish(&sums, count, how, out + start * stride + column, stride);
   }

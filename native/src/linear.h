@@ -3,6 +3,7 @@
 
 #include <cstdlib>
 #include <memory>
+#include <mutex>
 #include <vector>
 
 #include "kernels.h"
@@ -24,6 +25,25 @@ Block<T> allocate(size_t count) {
   return Block<T>(static_cast<T*>(p));
 }
 
+// Memory for weights, as long as it is there: side by side in large pages where the system has such, as
+// reading weights is most of what a short text takes.
+class Arena {
+ public:
+  // Not initialised, at a cache line's start.
+  template <typename T>
+  T* take(size_t count) {
+    return static_cast<T*>(take_bytes(count * sizeof(T)));
+  }
+
+ private:
+  void* take_bytes(size_t bytes);
+
+  std::mutex taking_;
+  std::vector<std::unique_ptr<void, Free>> chunks_;
+  char* next_ = nullptr;
+  size_t left_ = 0;
+};
+
 // Inputs of a product: rows of floats, a stride apart, or what a matrix has prepared of them.
 struct Rows {
   const float* floats;
@@ -43,11 +63,13 @@ class Linear {
  public:
   size_t outputs = 0, inputs = 0;
 
-  // As docs/small.md has it. Shapes: values (N, K), scale (N), smooth (K) or null, bias (N) or null.
-  static Linear of_int8(const Kernels& kernels, const int8_t* values, size_t n, size_t k,
-                        const float* scale, const float* smooth, int zero, const float* bias);
-  static Linear of_float(const Kernels& kernels, const float* values, size_t n, size_t k,
-                         const float* bias);
+  // As docs/small.md has it, the matrix in memory of the arena's. Shapes: values (N, K), scale (N), smooth
+  // (K) or null, bias (N) or null.
+  static Linear of_int8(const Kernels& kernels, Arena& arena, const int8_t* values, size_t n,
+                        size_t k, const float* scale, const float* smooth, int zero,
+                        const float* bias);
+  static Linear of_float(const Kernels& kernels, Arena& arena, const float* values, size_t n,
+                         size_t k, const float* bias);
 
   size_t panels() const { return padded(outputs) / kPanel; }
   // Whether it multiplies bytes, which `prepare` makes, and how many a row.
@@ -62,14 +84,15 @@ class Linear {
                 bool in_order) const;
 
  private:
-  void pack_slices(const float* values);
+  void pack_slices(Arena& arena, const float* values);
 
   enum class Kind { floats, sliced, int8 };
   const Kernels* kernels_ = nullptr;
   Kind kind_ = Kind::floats;
   int zero_ = 128;
-  Block<int8_t> numbers_;
-  Block<float> floats_, bias_, scale_, smooth_;
+  int8_t* numbers_ = nullptr;
+  float* floats_ = nullptr;
+  Block<float> bias_, scale_, smooth_;
   Block<int32_t> offset_;
 };
 

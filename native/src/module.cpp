@@ -111,7 +111,7 @@ struct Held {
     // 32 bits hold sums of this many products of a byte and a signed one.
     if (!n || !k || k > 65536) refuse(name + ": an int8 matrix has from 1 to 65536 inputs");
     keep(name, [&] {
-      return Linear::of_int8(encoder.kernels, values.data(), n, k, scale.data(),
+      return Linear::of_int8(encoder.kernels, encoder.arena, values.data(), n, k, scale.data(),
                              smooth ? smooth->data() : nullptr, zero, bias.data());
     });
   }
@@ -120,8 +120,9 @@ struct Held {
     const size_t n = values.shape(0), k = values.shape(1);
     check_vector(bias, n, name + ".bias");
     if (!n || !k) refuse(name + " is empty");
-    keep(name,
-         [&] { return Linear::of_float(encoder.kernels, values.data(), n, k, bias.data()); });
+    keep(name, [&] {
+      return Linear::of_float(encoder.kernels, encoder.arena, values.data(), n, k, bias.data());
+    });
   }
 
   // Packs while other threads of Python go on. The table of layers is changed and looked up in under

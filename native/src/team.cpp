@@ -88,12 +88,36 @@ void Pool::run(const std::function<void(size_t)>& work) {
     work_ = &work;
     left_ = size_ - 1;
     ++round_;
+#if defined(__linux__)
+    CPU_ZERO(&taken_);
+#endif
+    spread_out();
   }
   start_.notify_all();
   work(0);
+  const auto through = [this] { return left_.load(std::memory_order_acquire) == 0; };
+  if (spin(through)) return;
   std::unique_lock<std::mutex> lock(mutex_);
-  done_.wait(lock, [this] { return left_ == 0; });
-  work_ = nullptr;
+  done_.wait(lock, through);
+}
+
+// Off a core that another of them has. A thread that is woken in a virtual machine often goes to its
+// waker's core, as idle ones are taken for busy, and it may be milliseconds before it is moved.
+void Pool::spread_out() {
+#if defined(__linux__)
+  int own = sched_getcpu();
+  if (own < 0 || own >= CPU_SETSIZE) return;
+  cpu_set_t allowed, free;
+  if (CPU_ISSET(own, &taken_) && sched_getaffinity(0, sizeof allowed, &allowed) == 0) {
+    CPU_XOR(&free, &allowed, &taken_);
+    CPU_AND(&free, &free, &allowed);
+    if (CPU_COUNT(&free) && sched_setaffinity(0, sizeof free, &free) == 0) {
+      own = sched_getcpu();
+      sched_setaffinity(0, sizeof allowed, &allowed);
+    }
+  }
+  CPU_SET(own, &taken_);
+#endif
 }
 
 void Pool::loop(size_t rank) {
@@ -106,6 +130,7 @@ void Pool::loop(size_t rank) {
       if (stopping_) return;
       seen = round_;
       work = work_;
+      spread_out();
     }
     (*work)(rank);
     std::lock_guard<std::mutex> lock(mutex_);

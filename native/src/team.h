@@ -1,6 +1,10 @@
 // Threads that work through one call together, and wait for each other by spinning.
 #pragma once
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
 #include <atomic>
 #include <condition_variable>
 #include <functional>
@@ -9,6 +13,20 @@
 #include <vector>
 
 namespace enrobe {
+
+// Whether something came to be while the processor was kept busy: some 20 to 60 microseconds.
+template <typename Done>
+bool spin(Done done) {
+  for (size_t turns = 0; turns < 1000; ++turns) {
+    if (done()) return true;
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+  }
+  return done();
+}
 
 // Some threads that all run the same code. Two steps that depend on each other have a `wait` between
 // them; of a step, each thread takes what is next, since one core may be slower than another by far.
@@ -26,13 +44,11 @@ class Team {
       round_.store(round + 1, std::memory_order_release);
       return;
     }
-    // A step takes some microseconds; a thread that the system has put aside takes longer.
-    for (size_t turns = 0; round_.load(std::memory_order_acquire) == round; ++turns) {
-      if (turns < 20000)
-        pause();
-      else
-        std::this_thread::yield();
-    }
+    const auto through = [&] { return round_.load(std::memory_order_acquire) != round; };
+    // A step takes some microseconds. What takes longer has been put aside by the system, perhaps for
+    // this thread.
+    if (!spin(through))
+      while (!through()) std::this_thread::yield();
   }
 
   // work(0) to work(count - 1), of which a thread takes so many at a time; all threads are through when
@@ -49,13 +65,6 @@ class Team {
   }
 
  private:
-  static void pause() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-  }
   const size_t size_;
   std::atomic<size_t> arrived_{0}, round_{0}, next_{0};
 };
@@ -73,13 +82,18 @@ class Pool {
 
  private:
   void loop(size_t rank);
+  void spread_out();
   const size_t size_;
   std::vector<std::thread> threads_;
   std::mutex mutex_;
   std::condition_variable start_, done_;
   const std::function<void(size_t)>* work_ = nullptr;
-  size_t round_ = 0, left_ = 0;
+  size_t round_ = 0;
+  std::atomic<size_t> left_{0};
   bool stopping_ = false;
+#if defined(__linux__)
+  cpu_set_t taken_;  // by the threads that have begun
+#endif
 };
 
 // work(0) to work(count - 1), in any order, in so many threads. Where torch has brought an OpenMP runtime
