@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <stdexcept>
 
 namespace enrobe {
@@ -49,13 +50,20 @@ struct Encoder::Part {
 struct Encoder::Work {
   size_t tokens = 0, longest = 0;
   size_t stride, wide_stride;
-  Block<float> x, asked, mixed, middle, projected, wide, scale;
-  Block<uint8_t> bytes;
+  Block<float> x, asked, mixed, middle, projected, wide, scale, wide_scale;
+  Block<uint8_t> bytes, wide_bytes;
+  size_t bytes_stride;
   std::vector<Block<float>> scratch;  // one a thread
 
   float* keys() const { return projected.get() + stride; }
   float* values() const { return projected.get() + 2 * stride; }
   size_t projected_stride() const { return 3 * stride; }
+  // Rows for a matrix, from `first` on; there is room for three such that are prepared.
+  Rows rows(const Linear& by, const Block<float>& floats, size_t which = 0, size_t first = 0) const {
+    return {floats.get() + first * stride, stride,
+            bytes.get() + which * tokens * bytes_stride + first * by.bytes(),
+            scale.get() + which * tokens + first};
+  }
 
   void make_room(const Encoder& encoder, size_t for_tokens, size_t for_longest, size_t threads) {
     const Sizes& sizes = encoder.sizes;
@@ -74,10 +82,11 @@ struct Encoder::Work {
       const size_t wide_rows = std::min(tokens, kWideRows);
       wide = zeros(wide_rows * wide_stride);
       const size_t parts = encoder.kernels.slice ? 3 : 1;
-      bytes = allocate<uint8_t>(
-          std::max(tokens * row_bytes(sizes.hidden, parts),
-                   wide_rows * row_bytes(sizes.feed_forward, parts)));
-      scale = zeros(tokens);
+      bytes_stride = row_bytes(sizes.hidden, parts);
+      bytes = allocate<uint8_t>(3 * tokens * bytes_stride);
+      wide_bytes = allocate<uint8_t>(wide_rows * row_bytes(sizes.feed_forward, parts));
+      scale = zeros(3 * tokens);
+      wide_scale = zeros(wide_rows);
     }
     if (for_longest > longest || scratch.size() < threads) {
       longest = std::max(longest, for_longest);
@@ -150,10 +159,16 @@ void Encoder::finish() {
   layers_.clear();
   for (size_t i = 0; i < sizes.layers; ++i) {
     const std::string name = "layers." + std::to_string(i) + ".";
-    layers_.push_back({fitting(name + "query", h, h), fitting(name + "key", h, h),
-                       fitting(name + "value", h, h), fitting(name + "output", h, h),
-                       fitting(name + "up", f, h), fitting(name + "down", h, f),
-                       fitting_norm(name + "attention_norm"), fitting_norm(name + "norm")});
+    Layer layer{fitting(name + "query", h, h), fitting(name + "key", h, h),
+                fitting(name + "value", h, h), fitting(name + "output", h, h),
+                fitting(name + "up", f, h),    fitting(name + "down", h, f),
+                fitting_norm(name + "attention_norm"), fitting_norm(name + "norm"), 2, 1};
+    if (layer.value->same_inputs(*layer.key)) layer.value_inputs = 0;
+    if (layer.query->same_inputs(*layer.key))
+      layer.query_inputs = 0;
+    else if (layer.query->same_inputs(*layer.value))
+      layer.query_inputs = 1;
+    layers_.push_back(layer);
   }
 }
 
@@ -163,28 +178,29 @@ namespace {
 // returns.
 struct Step {
   const Linear& linear;
-  const float* x;
-  size_t stride, rows;
+  Rows x;
+  size_t rows;
   Activation activation;
   const float* residual;
   size_t residual_stride;
   float* out;
   size_t out_stride;
-  bool prepared;  // x is already, for a matrix with the same inputs
 };
 
-void take(const Step& step, uint8_t* bytes, float* scale, Team& team) {
-  if (step.linear.takes_bytes() && !step.prepared) {
-    const size_t bytes_stride = step.linear.bytes();
-    team.each(step.rows, kRows, [&](size_t row) {
-      step.linear.prepare(step.x + row * step.stride, bytes + row * bytes_stride, scale + row);
-    });
-  }
+// Of rows that are prepared.
+void multiply(const Step& step, Team& team) {
   team.each(step.linear.panels(), 1, [&](size_t panel) {
-    step.linear.multiply({step.x, step.stride, bytes, scale}, step.rows, panel, step.activation,
-                         step.residual, step.residual_stride, step.out, step.out_stride,
-                         team.size() == 1);
+    const bool in_order = team.size() == 1 && panel + 1 < step.linear.panels();
+    step.linear.multiply(step.x, step.rows, panel, step.activation, step.residual,
+                         step.residual_stride, step.out, step.out_stride,
+                         in_order ? step.linear.weights(panel + 1) : nullptr);
   });
+}
+
+void prepare_and_multiply(const Step& step, Team& team) {
+  if (step.linear.takes_bytes())
+    team.each(step.rows, kRows, [&](size_t row) { step.linear.prepare(step.x, row); });
+  multiply(step, team);
 }
 
 }  // namespace
@@ -210,7 +226,17 @@ void Encoder::embed(const Part& part, Work& work, Team& team) const {
     }
     kernels.norm(row, sizes.hidden, first_norm_->weight.get(), first_norm_->bias.get(),
                  sizes.epsilon, work.x.get() + t * work.stride);
+    prepare(part, 0, work, t);
   });
+}
+
+void Encoder::prepare(const Part& part, size_t index, Work& work, size_t row) const {
+  if (index + 1 >= part.wanted.layers.size()) return;
+  const Layer& layer = layers_[index];
+  layer.key->prepare(work.rows(*layer.key, work.x), row);
+  if (layer.value_inputs) layer.value->prepare(work.rows(*layer.value, work.x, 1), row);
+  if (layer.query_inputs == 2 && !part.is_picked(index))
+    layer.query->prepare(work.rows(*layer.query, work.x, 2), row);
 }
 
 void Encoder::run_layer(const Part& part, size_t index, Work& work, Team& team,
@@ -218,32 +244,17 @@ void Encoder::run_layer(const Part& part, size_t index, Work& work, Team& team,
   const Layer& layer = layers_[index];
   const bool picked = part.is_picked(index);
   const size_t tokens = part.tokens(), asking = picked ? part.picked() : tokens;
-  const size_t stride = work.stride, wide_stride = work.wide_stride;
-  const auto go = [&](const Step& step) {
-    take(step, work.bytes.get(), work.scale.get(), team);
-  };
-
-  const float* x = work.x.get();
-  const auto project = [&](const Linear& linear, const float* from, size_t rows, float* to,
-                           bool prepared) {
-    go({linear, from, stride, rows, Activation::none, nullptr, 0, to, work.projected_stride(),
-        prepared});
-  };
-  project(*layer.key, x, tokens, work.keys(), false);
-  project(*layer.value, x, tokens, work.values(), layer.value->same_inputs(*layer.key));
-  if (picked) {
+  const size_t stride = work.stride;
+  if (picked)
     team.each(asking, kRows, [&](size_t row) {
       const size_t token =
           static_cast<size_t>(part.wanted.picks[part.picks.first + row]) - part.start();
-      std::copy(x + token * stride, x + token * stride + sizes.hidden,
-                work.asked.get() + row * stride);
+      const float* from = work.x.get() + token * stride;
+      std::copy(from, from + sizes.hidden, work.asked.get() + row * stride);
+      layer.query->prepare(work.rows(*layer.query, work.asked, 2), row);
     });
-    x = work.asked.get();
-  }
-  project(*layer.query, x, asking, work.projected.get(),
-          !picked && layer.query->same_inputs(*layer.value));
+  const Block<float>& x = picked ? work.asked : work.x;
 
-  const size_t d = sizes.hidden / sizes.heads;
   struct Text {
     size_t start, end, query, queries;
   };
@@ -263,35 +274,79 @@ void Encoder::run_layer(const Part& part, size_t index, Work& work, Team& team,
     if (queries) texts.push_back({start, end, query, queries});
     query += queries;
   }
-  team.each(texts.size() * sizes.heads, 1, [&](size_t unit) {
-    const Text& text = texts[unit / sizes.heads];
-    const size_t at = unit % sizes.heads * d, apart = work.projected_stride();
-    const size_t first = text.start * apart + at;
+
+  const size_t apart = work.projected_stride();
+  const struct {
+    const Linear& linear;
+    Rows from;
+    size_t rows;
+    float* to;
+  } projections[] = {
+      {*layer.query, work.rows(*layer.query, x, picked ? 2 : layer.query_inputs), asking,
+       work.projected.get()},
+      {*layer.key, work.rows(*layer.key, work.x), tokens, work.keys()},
+      {*layer.value, work.rows(*layer.value, work.x, layer.value_inputs), tokens, work.values()}};
+  const size_t panels = layer.query->panels();
+  const auto project = [&](size_t panel) {
+    for (size_t i = 0; i < 3; ++i) {
+      const auto& [linear, from, rows, to] = projections[i];
+      const size_t next = panel + (i == 2);
+      const bool in_order = team.size() == 1 && next < panels;
+      linear.multiply(from, rows, panel, Activation::none, nullptr, 0, to, apart,
+                      in_order ? projections[(i + 1) % 3].linear.weights(next) : nullptr);
+    }
+  };
+  const size_t d = sizes.hidden / sizes.heads;
+  const auto attend = [&](size_t head, const Text& text) {
+    const size_t at = head * d, first = text.start * apart + at;
     kernels.attend(work.projected.get() + text.query * apart + at, apart, text.queries,
                    work.keys() + first, work.values() + first, apart, text.end - text.start, d,
                    work.mixed.get() + text.query * stride + at, stride, work.scratch[rank].get());
-  });
-
-  const auto normalize = [&](const float* from, const Norm& norm, float* to) {
-    team.each(asking, kRows, [&](size_t row) {
-      kernels.norm(from + row * stride, sizes.hidden, norm.weight.get(), norm.bias.get(),
-                   sizes.epsilon, to + row * stride);
-    });
   };
+  // Heads whose columns are whole panels are through at once, while those are in the cache.
+  const size_t group = std::lcm(d, kPanel);
+  if (2 * group <= sizes.hidden) {
+    team.each((sizes.hidden + group - 1) / group, 1, [&](size_t place) {
+      const size_t start = place * group, end = std::min(start + group, sizes.hidden);
+      for (size_t panel = start / kPanel; panel * kPanel < end; ++panel) project(panel);
+      for (const Text& text : texts)
+        for (size_t head = start / d; head * d < end; ++head) attend(head, text);
+    });
+  } else {
+    team.each(panels, 1, project);
+    team.each(texts.size() * sizes.heads, 1,
+              [&](size_t unit) { attend(unit % sizes.heads, texts[unit / sizes.heads]); });
+  }
+
   // Queries, keys and values are no longer needed: their place is taken.
   float* summed = work.projected.get();
-  go({*layer.output, work.mixed.get(), stride, asking, Activation::none, x, stride, summed, stride,
-      false});
-  normalize(summed, *layer.attention_norm, work.middle.get());
+  prepare_and_multiply({*layer.output, work.rows(*layer.output, work.mixed), asking,
+                        Activation::none, x.get(), stride, summed, stride},
+                       team);
+  const auto normalize = [&](const float* from, const Norm& norm, float* to, size_t row) {
+    kernels.norm(from + row * stride, sizes.hidden, norm.weight.get(), norm.bias.get(),
+                 sizes.epsilon, to + row * stride);
+  };
+  team.each(asking, kRows, [&](size_t row) {
+    normalize(summed, *layer.attention_norm, work.middle.get(), row);
+    layer.up->prepare(work.rows(*layer.up, work.middle), row);
+  });
   for (size_t first = 0; first < asking; first += kWideRows) {
     const size_t rows = std::min(kWideRows, asking - first);
-    const float* middle = work.middle.get() + first * stride;
-    go({*layer.up, middle, stride, rows, Activation::gelu, nullptr, 0, work.wide.get(),
-        wide_stride, false});
-    go({*layer.down, work.wide.get(), wide_stride, rows, Activation::none, middle, stride,
-        work.mixed.get() + first * stride, stride, false});
+    multiply({*layer.up, work.rows(*layer.up, work.middle, 0, first), rows, Activation::gelu,
+              nullptr, 0, work.wide.get(), work.wide_stride},
+             team);
+    prepare_and_multiply(
+        {*layer.down,
+         {work.wide.get(), work.wide_stride, work.wide_bytes.get(), work.wide_scale.get()},
+         rows, Activation::none, work.middle.get() + first * stride, stride,
+         work.mixed.get() + first * stride, stride},
+        team);
   }
-  normalize(work.mixed.get(), *layer.norm, work.x.get());
+  team.each(asking, kRows, [&](size_t row) {
+    normalize(work.mixed.get(), *layer.norm, work.x.get(), row);
+    prepare(part, index + 1, work, row);
+  });
 }
 
 void Encoder::run_part(const Part& part, Work& work, Team& team, size_t rank) const {
@@ -391,6 +446,7 @@ void Encoder::product(const Linear& by, const float* x, size_t rows, Activation 
   Block<uint8_t> bytes = allocate<uint8_t>(most * by.bytes());
   Block<float> scale = allocate<float>(most);
   std::fill(from.get(), from.get() + most * stride, 0.0f);
+  const Rows inputs{from.get(), stride, bytes.get(), scale.get()};
   Team team(threads);
   const auto work = [&](size_t) {
     kernels.begin();
@@ -400,8 +456,7 @@ void Encoder::product(const Linear& by, const float* x, size_t rows, Activation 
         std::copy(x + (first + row) * by.inputs, x + (first + row + 1) * by.inputs,
                   from.get() + row * stride);
       });
-      take({by, from.get(), stride, count, activation, nullptr, 0, to.get(), out_stride, false},
-           bytes.get(), scale.get(), team);
+      prepare_and_multiply({by, inputs, count, activation, nullptr, 0, to.get(), out_stride}, team);
       team.each(count, 1,
                 [&](size_t row) { keep(first + row, to.get() + row * out_stride); });
     }

@@ -81,11 +81,15 @@ class Encoder {
   struct Layer {
     const Linear *query, *key, *value, *output, *up, *down;
     const Norm *attention_norm, *norm;
+    // Which of the prepared inputs each takes: of those that are alike, the first one's.
+    size_t query_inputs, value_inputs;  // the key's are 0
   };
   struct Work;
   struct Part;
   void run_part(const Part& part, Work& work, Team& team, size_t rank) const;
   void embed(const Part& part, Work& work, Team& team) const;
+  // A row of the inputs of a layer's queries, keys and values, for what takes bytes.
+  void prepare(const Part& part, size_t index, Work& work, size_t row) const;
   void run_layer(const Part& part, size_t index, Work& work, Team& team, size_t rank) const;
   // `keep(row, outputs)` for each row of x times a layer, in any thread; outputs are padded.
   void product(const Linear& by, const float* x, size_t rows, Activation activation,

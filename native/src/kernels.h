@@ -78,15 +78,16 @@ struct Kernels {
   void (*end)();
 
   // sums[rows][64] = a[rows][K] (0 to 255) times a panel [K/4][64][4] of int8, exact. `ahead`, which may
-  // be null, will be wanted soon: so much of it as a panel times rows / kMostRows, which a table may
+  // be null, will be wanted next: so much of it as this panel times rows / kMostRows, which a table may
   // fetch meanwhile.
   void (*dot)(const uint8_t* a, size_t stride, size_t rows, const int8_t* panel, size_t k,
               const int8_t* ahead, int32_t* sums);
 
-  // The same in float32, by a panel that was packed; stride in floats. Null: see dot_sliced.
+  // The same in float32, by a panel that was packed; stride in floats. Null: see dot_sliced. `ahead`: the
+  // panel that comes next, or null.
   void (*pack_float)(const float* panel_KN, size_t k, float* packed);  // [K][64] as it comes
   void (*dot_float)(const float* a, size_t stride, size_t rows, const float* panel, size_t k,
-                    float* sums);
+                    const float* ahead, float* sums);
 
   // A row's numbers of 0 to 255 and its scale, as docs/small.md has it; smooth may be null.
   void (*quantize)(const float* x, const float* smooth, size_t k, int zero, uint8_t* numbers,

@@ -98,7 +98,7 @@ void pack_float(const float* panel, size_t k, float* out) {
 }
 
 void dot_float(const float* a, size_t stride, size_t rows, const float* panel, size_t k,
-               float* sums) {
+               const float* ahead, float* sums) {
   constexpr size_t width = 16 * kVectors;
   // So many inputs that their weights stay in the first-level cache from block to block.
   constexpr size_t most = 8192 / width;
@@ -106,11 +106,10 @@ void dot_float(const float* a, size_t stride, size_t rows, const float* panel, s
     for (size_t p = 0; p < k; p += most) {
       const size_t count = k - p < most ? k - p : most;
       const float* b = panel + strip * k + p * width;
-      // The weights that come next, after the last ones those of the next panel.
-      const float* ahead = rows >= enrobe::kMostRows ? b + count * width : nullptr;
+      const bool last = strip + width == kPanel && p + count == k;
+      const float* next = rows < enrobe::kMostRows ? nullptr : last ? ahead : b + count * width;
       multiply<kVectors>(
-          {a + p, stride, b, width, count, sums + strip, kPanel, nullptr, p > 0, ahead}, rows,
-          width);
+          {a + p, stride, b, width, count, sums + strip, kPanel, nullptr, p > 0, next}, rows, width);
     }
 }
 

@@ -118,16 +118,25 @@ bool Linear::same_inputs(const Linear& other) const {
   return !smooth_ || std::equal(smooth_.get(), smooth_.get() + inputs, other.smooth_.get());
 }
 
-void Linear::prepare(const float* x, uint8_t* bytes, float* scale) const {
+void Linear::prepare(const Rows& x, size_t row) const {
+  const float* floats = x.floats + row * x.stride;
+  uint8_t* out = x.bytes + row * bytes();
   if (kind_ == Kind::int8)
-    kernels_->quantize(x, smooth_.get(), padded(inputs), zero_, bytes, scale);
-  else
-    kernels_->slice(x, nullptr, padded(inputs), reinterpret_cast<int8_t*>(bytes), scale);
+    kernels_->quantize(floats, smooth_.get(), padded(inputs), zero_, out, x.scale + row);
+  else if (kind_ == Kind::sliced)
+    kernels_->slice(floats, nullptr, padded(inputs), reinterpret_cast<int8_t*>(out),
+                    x.scale + row);
+}
+
+const void* Linear::weights(size_t panel) const {
+  const size_t at = panel * kPanel * padded(inputs);
+  if (kind_ == Kind::floats) return floats_ + at;
+  return numbers_ + (kind_ == Kind::sliced ? 3 : 1) * at;
 }
 
 void Linear::multiply(const Rows& x, size_t rows, size_t panel, Activation activation,
                       const float* residual, size_t residual_stride, float* out, size_t stride,
-                      bool in_order) const {
+                      const void* ahead) const {
   union alignas(64) {
     int32_t numbers[kMostRows * kPanel];
     float floats[kMostRows * kPanel];
@@ -135,8 +144,9 @@ void Linear::multiply(const Rows& x, size_t rows, size_t panel, Activation activ
   const size_t wide = padded(inputs), stride_in = bytes();
   const size_t most = kind_ == Kind::int8 ? kernels_->rows : kernels_->float_rows;
   const size_t column = panel * kPanel;
+  const void* own = weights(panel);
   // With fewer rows reading is all there is to do, and the processor does that ahead by itself.
-  const bool fetch = in_order && rows >= kMostRows && panel + 1 < panels();
+  if (rows < kMostRows) ahead = nullptr;
   for (size_t start = 0; start < rows; start += most) {
     const size_t count = std::min(most, rows - start);
     Finish how{};
@@ -150,20 +160,21 @@ void Linear::multiply(const Rows& x, size_t rows, size_t panel, Activation activ
       how.scale = scale_.get() + column;
       how.offset = offset_.get() + column;
       how.row_scale = x.scale + start;
-      const int8_t* numbers = numbers_ + column * wide;
-      const int8_t* ahead = fetch && start < kMostRows
-                                ? numbers + (kPanel + start * kPanel / kMostRows) * wide
-                                : nullptr;
-      kernels_->dot(x.bytes + start * stride_in, stride_in, count, numbers, wide, ahead,
-                    sums.numbers);
+      // Each block fetches its part.
+      const int8_t* next = ahead && start < kMostRows
+                               ? static_cast<const int8_t*>(ahead) + start * kPanel / kMostRows * wide
+                               : nullptr;
+      kernels_->dot(x.bytes + start * stride_in, stride_in, count, static_cast<const int8_t*>(own),
+                    wide, next, sums.numbers);
     } else if (kind_ == Kind::sliced) {
       const uint8_t* rows_in = x.bytes + start * stride_in;
       kernels_->dot_sliced(reinterpret_cast<const int8_t*>(rows_in), stride_in, count,
-                           numbers_ + 3 * column * wide, wide, x.scale + start,
+                           static_cast<const int8_t*>(own), wide, x.scale + start,
                            scale_.get() + column, nullptr, sums.floats, kPanel);
     } else {
       kernels_->dot_float(x.floats + start * x.stride, x.stride, count,
-                          floats_ + column * wide, wide, sums.floats);
+                          static_cast<const float*>(own), wide, static_cast<const float*>(ahead),
+                          sums.floats);
     }
     kernels_->finish(&sums, count, how, out + start * stride + column, stride);
   }

@@ -44,12 +44,12 @@ class Arena {
   size_t left_ = 0;
 };
 
-// Inputs of a product: rows of floats, a stride apart, or what a matrix has prepared of them.
+// Inputs of a product: rows of floats, a stride apart, and room for what a matrix prepares of them.
 struct Rows {
   const float* floats;
   size_t stride;
-  const uint8_t* bytes = nullptr;
-  const float* scale = nullptr;
+  uint8_t* bytes;
+  float* scale;
 };
 
 // Bytes of a prepared row of so many inputs, each in so many.
@@ -72,16 +72,18 @@ class Linear {
                          size_t k, const float* bias);
 
   size_t panels() const { return padded(outputs) / kPanel; }
-  // Whether it multiplies bytes, which `prepare` makes, and how many a row.
+  // Whether it multiplies bytes, which `prepare` makes of a row, and how many a row.
   bool takes_bytes() const { return kind_ != Kind::floats; }
   size_t bytes() const { return row_bytes(inputs, kind_ == Kind::sliced ? 3 : 1); }
   // Whether rows that were prepared for one are right for the other.
   bool same_inputs(const Linear& other) const;
-  void prepare(const float* x, uint8_t* bytes, float* scale) const;
-  // Of out[rows][64 * panels] one panel, all rows. in_order: the thread will take the next panel next.
+  void prepare(const Rows& x, size_t row) const;
+  // Of out[rows][64 * panels] one panel, all rows. `ahead`, which may be null, is the panel that the thread
+  // takes next.
   void multiply(const Rows& x, size_t rows, size_t panel, Activation activation,
                 const float* residual, size_t residual_stride, float* out, size_t stride,
-                bool in_order) const;
+                const void* ahead) const;
+  const void* weights(size_t panel) const;
 
  private:
   void pack_slices(Arena& arena, const float* values);
