@@ -353,6 +353,20 @@ void Encoder::run_part(const Part& part, Work& work, Team& team, size_t rank) co
   const auto keep = [&](size_t layer) {
     float* to = part.wanted.layers[layer];
     if (!to) return;
+    if (part.wanted.spans) {
+      team.each(part.last_row - part.first_row, 1, [&](size_t text) {
+        const size_t row = part.first_row + text;
+        const int64_t* span = part.wanted.spans + 2 * row;
+        float* sum = to + row * sizes.hidden;
+        std::fill(sum, sum + sizes.hidden, 0.0f);
+        for (size_t token = static_cast<size_t>(span[0]); token < static_cast<size_t>(span[1]);
+             ++token) {
+          const float* from = work.x.get() + (token - part.start()) * work.stride;
+          for (size_t i = 0; i < sizes.hidden; ++i) sum[i] += from[i];
+        }
+      });
+      return;
+    }
     const bool picked = layer && part.is_picked(layer - 1);
     const size_t rows = picked ? part.picked() : part.tokens();
     const size_t first = picked ? part.picks.first : part.start();

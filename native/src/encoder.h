@@ -42,11 +42,13 @@ struct Batch {
 };
 
 // Where hidden states go: by layer, 0 the embeddings, null where not wanted. Shapes: (T, H); the
-// last layer's (P, H), if positions are picked. `picks` ascend.
+// last layer's (P, H), if positions are picked. `picks` ascend. With spans (B, 2) it is each text's sums
+// (B, H) over its tokens from the first to before the second.
 struct Wanted {
   std::vector<float*> layers;  // depth + 1
   const int64_t* picks = nullptr;
   size_t picked = 0;
+  const int64_t* spans = nullptr;
 };
 
 class Encoder {

@@ -151,7 +151,8 @@ struct Held {
   std::vector<Floats> run(Array<int64_t, 1> ids, Array<int64_t, 1> types,
                           Array<int64_t, 1> positions, Array<int64_t, 1> offsets, size_t depth,
                           const std::vector<size_t>& layers,
-                          std::optional<Array<int64_t, 1>> picks) {
+                          std::optional<Array<int64_t, 1>> picks,
+                          std::optional<Array<int64_t, 2>> spans) {
     if (!complete) refuse("finish() was not called");
     const size_t tokens = ids.shape(0), hidden = encoder.sizes.hidden;
     check_places(ids, tokens, encoder.table("word")->rows, "ids");
@@ -172,8 +173,20 @@ struct Held {
         if (picks->data()[i] <= picks->data()[i - 1]) refuse("picks must ascend");
       if (!depth) refuse("picks are of a layer");
     }
+    const size_t texts = offsets.shape(0) - 1;
+    if (spans) {
+      if (picks) refuse("picks and spans at once");
+      if (spans->shape(0) != texts || spans->shape(1) != 2)
+        refuse("spans must be a first token and an end for each text");
+      for (size_t i = 0; i < texts; ++i) {
+        const int64_t first = spans->data()[2 * i], end = spans->data()[2 * i + 1];
+        if (first < offsets.data()[i] || end < first || end > offsets.data()[i + 1])
+          refuse("a span is not of its text");
+      }
+    }
     Wanted wanted;
     wanted.layers.assign(depth + 1, nullptr);
+    if (spans) wanted.spans = spans->data();
     if (picks) {
       wanted.picks = picks->data();
       wanted.picked = picked;
@@ -182,11 +195,11 @@ struct Held {
     for (const size_t layer : layers) {
       if (layer > depth) refuse("a layer is beyond depth");
       if (wanted.layers[layer]) refuse("a layer is asked for twice");
-      found.push_back(new_floats(picks && layer == depth ? picked : tokens, hidden));
+      found.push_back(
+          new_floats(spans ? texts : picks && layer == depth ? picked : tokens, hidden));
       wanted.layers[layer] = found.back().data();
     }
-    const Batch batch{ids.data(), types.data(), positions.data(), offsets.data(),
-                      offsets.shape(0) - 1};
+    const Batch batch{ids.data(), types.data(), positions.data(), offsets.data(), texts};
     nb::gil_scoped_release released;
     encoder.run(batch, wanted);
     return found;
@@ -645,7 +658,7 @@ NB_MODULE(_native, module) {
       .def("set_norm", &Held::set_norm, "name"_a, "weight"_a.noconvert(), "bias"_a.noconvert())
       .def("finish", &Held::finish)
       .def("run", &Held::run, "ids"_a, "types"_a, "positions"_a, "offsets"_a, "depth"_a,
-           "layers"_a, "picks"_a.none() = nb::none())
+           "layers"_a, "picks"_a.none() = nb::none(), "spans"_a.none() = nb::none())
       .def("apply", &Held::apply, "name"_a, "x"_a, "activation"_a = "none")
       .def("best", &Held::best, "name"_a, "x"_a, "count"_a)
       .def("normalize", &Held::normalize, "name"_a, "x"_a);

@@ -3,7 +3,7 @@
 Legend: T tokens, B rows, H hidden, V vocabulary, M asked positions, C outputs of a head.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -74,6 +74,19 @@ class Ranks(Protocol):
         """The likeliest entries at each asked position, and their log-probabilities.
 
         Shapes: (M, count) both; best first, of equal ones the lower id first.
+        """
+
+
+@runtime_checkable
+class Sums(Protocol):
+    """An engine that can sum hidden states without handing all of them over."""
+
+    budget: int
+
+    def sums(self, batch: Ragged, layers: Sequence[int], spans: Ids) -> list[Array]:
+        """Of each layer every row's sum over its tokens from a first to before an end.
+
+        Shapes: spans (B, 2), positions in the flat batch; the sums (B, H).
         """
 
 

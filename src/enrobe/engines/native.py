@@ -5,7 +5,7 @@ Legend: T tokens, B rows, H hidden, K inputs of a product, M asked positions.
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -103,15 +103,7 @@ class NativeEngine:
         depth = last if request.heads else max(request.layers)
         # A layer may be asked for twice.
         layers = list(dict.fromkeys([*request.layers, *([last] if request.heads else [])]))
-        found = self._encoder.run(
-            ids=_plain(batch.ids),
-            types=_plain(batch.types),
-            positions=batch.positions(self.config.position_offset),
-            offsets=_plain(batch.offsets),
-            depth=depth,
-            layers=layers,
-            picks=None if chosen is None else _plain(chosen),
-        )
+        found = self._states(batch, depth, layers, picks=None if chosen is None else _plain(chosen))
         states = dict(zip(layers, found, strict=True))
         heads = {}
         for name in request.heads:
@@ -123,6 +115,24 @@ class NativeEngine:
                     x = x[batch.offsets[:-1]]
             heads[name] = self._head(name, x)
         return Outputs(hidden={layer: states[layer] for layer in request.layers}, heads=heads)
+
+    def sums(self, batch: Ragged, layers: Sequence[int], spans: Ids) -> list[Array]:
+        """See `engines.base.Sums.sums`."""
+        return self._states(batch, max(layers), list(layers), spans=_plain(spans))
+
+    def _states(
+        self, batch: Ragged, depth: int, layers: list[int], **more: npt.NDArray[np.generic] | None
+    ) -> list[Array]:
+        found: list[Array] = self._encoder.run(
+            ids=_plain(batch.ids),
+            types=_plain(batch.types),
+            positions=batch.positions(self.config.position_offset),
+            offsets=_plain(batch.offsets),
+            depth=depth,
+            layers=layers,
+            **more,
+        )
+        return found
 
     def best(self, batch: Ragged, head: str, at: Ids, count: int) -> tuple[Ids, Array]:
         """See `engines.base.Ranks.best`."""

@@ -13,11 +13,11 @@ from typing import get_args
 import numpy as np
 
 from enrobe.config import EncoderConfig
-from enrobe.engines.base import Array, Engine
+from enrobe.engines.base import Array, Engine, Sums
 from enrobe.errors import CallError, TextError, nearest, show
 from enrobe.sentence_folder import PoolName, SentenceSettings
-from enrobe.tasks.parts import Cutter, Long, Part, run_parts
-from enrobe.tasks.pooling import Pooling, follow, normalize, width_after
+from enrobe.tasks.parts import Cutter, Long, Part, run_parts, sum_parts
+from enrobe.tasks.pooling import SUMMED, Pooling, follow, normalize, width_after
 from enrobe.text.ragged import Ids
 from enrobe.text.rows import trimmed
 from enrobe.text.tokenizer import Tokenizer
@@ -78,12 +78,14 @@ def embed(
     parts = [part for cut in cuts if not isinstance(cut, TextError) for part in cut]
     pooled = Pooling(len(texts), engine.config.hidden_size, plan.pools)
     only_first = set(plan.pools) == {"cls"}
-    for part, vectors_TH in run_parts(engine, parts, plan.layers, first=only_first):
-        if only_first:
-            pooled.add(part.text, vectors_TH, vectors_TH[0], part.share)
-        else:
-            counted_TH = vectors_TH[part.start : part.stop]
-            pooled.add(part.text, counted_TH, vectors_TH[part.first], part.share)
+    if isinstance(engine, Sums) and SUMMED.issuperset(plan.pools):
+        for part, sum_H in sum_parts(engine, parts, plan.layers):
+            pooled.add_sum(part.text, sum_H, part.stop - part.start)
+    else:
+        for part, vectors_TH in run_parts(engine, parts, plan.layers, first=only_first):
+            counted_TH = vectors_TH if only_first else vectors_TH[part.start : part.stop]
+            first_H = vectors_TH[0 if only_first else part.first]
+            pooled.add(part.text, counted_TH, first_H, part.share)
     failed = {n: cut for n, cut in enumerate(cuts) if isinstance(cut, TextError)}
     return _finish(pooled, plan, list(failed)), failed
 

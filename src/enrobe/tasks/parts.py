@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from enrobe.engines.base import Array, Engine, Request
+from enrobe.engines.base import Array, Engine, Request, Sums
 from enrobe.errors import TextError
 from enrobe.text.ragged import Ids, Ragged, plan
 from enrobe.text.tokenizer import Tokenizer
@@ -106,15 +106,32 @@ def run_parts(
     """
     picked = first and tuple(layers) == (engine.config.num_layers,)
     request = Request(layers=tuple(sorted(layers)), picked=picked)
-    for group in plan([len(part.ids) for part in parts], budget=engine.budget):
-        batch = Ragged.from_rows([parts[i].ids for i in group])
-        places = batch.offsets[:-1] + [parts[i].first for i in group]
+    for group, batch in _batches(parts, engine.budget):
+        places = batch.offsets[:-1] + np.array([part.first for part in group], np.int64)
         out = engine.run(batch, request, places if picked else None)
         states = [out.hidden[layer] for layer in request.layers]
         hidden_TH = _average([s[places] for s in states] if first and not picked else states)
-        for n, i in enumerate(group):
+        for n, part in enumerate(group):
             rows = slice(n, n + 1) if first else slice(batch.offsets[n], batch.offsets[n + 1])
-            yield parts[i], hidden_TH[rows]
+            yield part, hidden_TH[rows]
+
+
+def sum_parts(
+    engine: Sums, parts: Sequence[Part], layers: Sequence[int]
+) -> Iterator[tuple[Part, Array]]:
+    """Each part with the sum (H,) of its vectors that are counted, averaged over layers."""
+    # As no states are handed over, a batch may be large: at its end threads wait for each other.
+    for group, batch in _batches(parts, 4 * engine.budget):
+        counted = [(part.start, part.stop) for part in group]
+        spans = batch.offsets[:-1, None] + np.array(counted, np.int64)
+        sums_BH = _average(engine.sums(batch, sorted(layers), spans))
+        yield from zip(group, sums_BH, strict=True)
+
+
+def _batches(parts: Sequence[Part], budget: int) -> Iterator[tuple[list[Part], Ragged]]:
+    for places in plan([len(part.ids) for part in parts], budget=budget):
+        group = [parts[i] for i in places]
+        yield group, Ragged.from_rows([part.ids for part in group])
 
 
 def _average(states: Sequence[Array]) -> Array:

@@ -18,6 +18,10 @@ _LEAST = 1e-12
 """The smallest length that a vector is divided by, so that a zero vector stays one."""
 
 
+SUMMED: frozenset[PoolName] = frozenset({"mean", "mean_sqrt_len"})
+"""The poolings that only want the sum of the vectors and their number."""
+
+
 class Pooling:
     """N pooled vectors in the making; the tokens of each may come in several parts."""
 
@@ -42,6 +46,12 @@ class Pooling:
             else:
                 assert_never(pool)
         self._counts_N[index] += len(vectors_TH)
+
+    def add_sum(self, index: int, sum_H: Array, count: int) -> None:
+        """Add the sum of so many tokens to one result, where only sums are pooled."""
+        assert SUMMED.issuperset(self._pools)
+        self._values_NPH[index] += sum_H
+        self._counts_N[index] += count
 
     def finish(self) -> Array:
         """The pooled vectors (N, K); a result that got no token has no meaning."""
