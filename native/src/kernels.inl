@@ -100,8 +100,9 @@ void pack_float(const float* panel, size_t k, float* out) {
 void dot_float(const float* a, size_t stride, size_t rows, const float* panel, size_t k,
                const float* ahead, float* sums) {
   constexpr size_t width = 16 * kVectors;
-  // So many inputs that their weights stay in the first-level cache from block to block.
-  constexpr size_t most = 8192 / width;
+  // So many inputs that their weights stay in a cache from block to block: in the first one, or in the
+  // second where a block has so many columns that it reads slowly; sums are put aside less often then.
+  constexpr size_t most = width == kPanel ? 1024 : 8192 / width;
   for (size_t strip = 0; strip < kPanel; strip += width)
     for (size_t p = 0; p < k; p += most) {
       const size_t count = k - p < most ? k - p : most;

@@ -438,8 +438,8 @@ def _native_is_quickest(precision: str) -> bool:
     import enrobe_native
 
     kernels = enrobe_native.kernels()[0]
-    # Products of bytes want an instruction for them; float32 is far ahead by AMX's tiles alone.
-    quickest = {"int8": ("amx", "avx512", "avx_vnni", "arm"), "float32": ("amx",)}
+    # Products of bytes want an instruction for them, and float32 wants wide registers.
+    quickest = {"int8": ("amx", "avx512", "avx_vnni", "arm"), "float32": ("amx", "avx512")}
     return kernels in quickest.get(precision, ())
 
 
