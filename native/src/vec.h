@@ -243,26 +243,26 @@ ENROBE_INLINE I nearest(V v) {
   return Bits<I, V>::of(v + splat(kRounder)) - splat(kRounderBits);
 }
 
-// e^x for x <= 0, to a unit in the last place or two: 2^n times a polynomial on +-log(2)/2. Below -40,
-// where nothing is left beside 1, it is e^-40: the products of smaller ones would be below what a
-// float holds in full, and such cost a hundred times as much.
+// e^x for x <= 0, to a unit in the last place: 2^n times a polynomial on +-log(2)/2. Below -40, where
+// nothing is left beside 1, it is e^-40: the products of smaller ones would be below what a float holds
+// in full, and such cost a hundred times as much.
 ENROBE_INLINE V exponential(V x) {
   x = maximum(x, splat(-40.0f));
-  const I n = nearest(x * splat(1.44269504f));
-  const V whole = floats(n);
+  const V rounded = fma(x, splat(1.44269504f), splat(kRounder));
+  const V n = rounded - splat(kRounder);
   // log(2) in two parts, the first of few digits, so that its products are exact.
-  V r = fma(whole, splat(-0.693145752f), x);
-  r = fma(whole, splat(-1.42860677e-6f), r);
-  // Taylor's series; on this range its 8th term is below float32's last digit.
-  V p = splat(1.0f / 5040);
-  p = fma(p, r, splat(1.0f / 720));
-  p = fma(p, r, splat(1.0f / 120));
-  p = fma(p, r, splat(1.0f / 24));
-  p = fma(p, r, splat(1.0f / 6));
-  p = fma(p, r, splat(0.5f));
+  V r = fma(n, splat(-0.693145752f), x);
+  r = fma(n, splat(-1.42860677e-6f), r);
+  // Remez's polynomial for the relative error, which is 1.9e-9.
+  V p = splat(0.00138367945f);
+  p = fma(p, r, splat(0.00837485678f));
+  p = fma(p, r, splat(0.0416682288f));
+  p = fma(p, r, splat(0.166664198f));
+  p = fma(p, r, splat(0.499999911f));
   p = fma(p, r, splat(1.0f));
   p = fma(p, r, splat(1.0f));
-  return p * Bits<V, I>::of((n + splat(127)) << 23);
+  // n, in the last bits of the sum, goes to the exponent.
+  return Bits<V, U>::of(Bits<U, V>::of(p) + (Bits<U, V>::of(rounded) << 23));
 }
 
 // erf(x / sqrt(2)) as a ratio of two polynomials with Eigen's coefficients.
