@@ -126,12 +126,12 @@ void quantize(const float* x, const float* smooth, size_t k, int zero, uint8_t* 
       V v = load(x + i + 16 * j);
       if (smooth) v *= load(smooth + i + 16 * j);
       highs[j] = maximum(v, highs[j]);
-      lows[j] = maximum(-v, lows[j]);
+      lows[j] = minimum(v, lows[j]);
     }
   }
   const V high = maximum(maximum(highs[0], highs[1]), maximum(highs[2], highs[3]));
-  const V low = maximum(maximum(lows[0], lows[1]), maximum(lows[2], lows[3]));
-  const float up = largest(high) / (float)(255 - zero), down = largest(low) / (float)zero;
+  const V low = minimum(minimum(lows[0], lows[1]), minimum(lows[2], lows[3]));
+  const float up = largest(high) / (float)(255 - zero), down = largest(-low) / (float)zero;
   float s = up > down ? up : down;
   s = s > 1.17549435e-38f ? s : 1.17549435e-38f;
   *scale = s;
@@ -147,7 +147,8 @@ void quantize(const float* x, const float* smooth, size_t k, int zero, uint8_t* 
     (void)inverse;
     const V quotient = v / splat(s);
 #endif
-    Bytes<I>::write(nearest(quotient) + splat((int32_t)zero), numbers + i);
+    // Of the sum's bits the last eight are kept, which are the nearest whole number's.
+    Bytes<I>::write(Bits<I, V>::of(quotient + splat(kRounder)) + splat((int32_t)zero), numbers + i);
   }
 }
 

@@ -236,12 +236,9 @@ ENROBE_INLINE float largest(V v) {
 #endif
 }
 
-// To the nearest whole number, halves to the even side, of numbers below 2^22.
-constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it leaves no room for a fraction
-constexpr int32_t kRounderBits = 0x4B400000;
-ENROBE_INLINE I nearest(V v) {
-  return Bits<I, V>::of(v + splat(kRounder)) - splat(kRounderBits);
-}
+// Adding it to a number below 2^22 leaves no room for a fraction: what is taken off again is the nearest
+// whole number, halves to the even side, and the sum's last bits are that number's, as its own are zeros.
+constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23
 
 // e^x for x <= 0, to a unit in the last place: 2^n times a polynomial on +-log(2)/2. Below -40, where
 // nothing is left beside 1, it is e^-40: the products of smaller ones would be below what a float holds
@@ -309,7 +306,7 @@ ENROBE_INLINE V gelu(V x) {
   const V within = minimum(size, splat(5.16f)) * splat(3.0f);
   const V rounded = within + splat(kRounder);
   const V apart = within - (rounded - splat(kRounder));
-  // The sum's bits are kRounderBits + n, of which the last four are looked at.
+  // Of the sum's bits the last four are looked at, which are n.
   const __m512i n = (__m512i)rounded;
   const auto piece = [&](int power) {
     return (V)_mm512_permutexvar_ps(n, (__m512)load(kErfPieces[power]));
