@@ -9,6 +9,10 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 #include <stdexcept>
 
 #include "encoder.h"
@@ -146,6 +150,10 @@ struct Held {
   void finish() {
     encoder.finish();
     complete = true;
+#if defined(__GLIBC__)
+    // What was read to build the model, its vocabulary above all, is no longer needed.
+    malloc_trim(0);
+#endif
   }
 
   std::vector<Floats> run(Array<int64_t, 1> ids, Array<int64_t, 1> types,

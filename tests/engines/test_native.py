@@ -103,6 +103,49 @@ def test_float32_equals_transformers(
         assert all((alone[name] == out.heads[name]).all() for name in alone)
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize(("hidden", "heads"), [(480, 10), (192, 12), (384, 3)])
+def test_heads_that_fill_panels_equal_transformers(
+    hidden: int, heads: int, kernels: str, tmp_path: Path
+) -> None:
+    sizes = {"hidden_size": hidden, "num_heads": heads, "intermediate_size": 100, "num_layers": 2}
+    model = reference(tmp_path, "roberta", seed=5, **sizes)
+    rows = random_rows(6, (70, 3, 200, 1, 33), VOCAB)
+    theirs = reference_outputs(model, rows).hidden
+    exact = reference_outputs(model.double(), rows).hidden
+    # Weights of this spread make scores that a last digit moves by more than elsewhere.
+    bounds = [
+        1e-6 + 2 * max(scaled_error(a[n], b[n]) for a, b in zip(theirs, exact, strict=True))
+        for n in range(3)
+    ]
+    batch = Ragged.from_rows(rows)
+    at = np.arange(0, len(batch.ids), 3, dtype=np.int64)
+    for threads in (1, 3):
+        engine = NativeEngine(checkpoint.read(tmp_path), kernels=kernels, threads=threads)
+        out = engine.run(batch, Request(layers=(0, 1, 2)))
+        for layer in range(3):
+            for ours, row in zip(cut(out.hidden[layer], batch), exact, strict=True):
+                assert scaled_error(ours, row[layer]) <= bounds[layer] <= 1e-4
+        picked = engine.run(batch, Request(layers=(2,), picked=True), at)
+        assert (picked.hidden[2] == out.hidden[2][at]).all()
+
+
+@pytest.mark.parametrize("count", [1, 12])
+def test_sums_are_those_of_the_states(count: int, tmp_path: Path) -> None:
+    read = checkpoint.read(int8_folder(tmp_path, "roberta", "mlm"))
+    lengths = (300, 40, 3, 1, 7, 129, 2, 16, 33, 100, 65, 90)[:count]
+    batch = Ragged.from_rows(random_rows(22, lengths, VOCAB))
+    # All of a row, nothing of it, and what lies between.
+    first = batch.offsets[:-1] + np.arange(count) % 3 // 2
+    spans = np.stack([first, np.maximum(first, batch.offsets[1:] - np.arange(count) % 4)], axis=1)
+    for threads in (1, 2, 5):
+        engine = NativeEngine(read, precision="int8", threads=threads)
+        states = engine.run(batch, ALL).hidden
+        for layer, found in zip((3, 0), engine.sums(batch, (3, 0), spans), strict=True):
+            for sum_H, (start, stop) in zip(found, spans, strict=True):
+                assert (sum_H == states[layer][start:stop].sum(axis=0)).all()
+
+
 @pytest.mark.parametrize("precision", ["int8", "float32"])
 @pytest.mark.parametrize(
     "kernels",
@@ -361,6 +404,7 @@ def test_what_does_not_fit_is_refused() -> None:
     depth=st.integers(0, 2),
     layers=st.lists(st.integers(0, 2), max_size=3),
     picks=st.none() | st.lists(st.integers(-1, 12), max_size=4),
+    spans=st.none() | st.lists(st.tuples(st.integers(-1, 12), st.integers(-1, 13)), max_size=5),
 )
 def test_any_call_is_answered_or_refused(
     ids: list[int],
@@ -370,17 +414,20 @@ def test_any_call_is_answered_or_refused(
     depth: int,
     layers: list[int],
     picks: list[int] | None,
+    spans: list[tuple[int, int]] | None,
 ) -> None:
     arrays = [np.array(values, np.int64) for values in (ids, types, places, offsets)]
     asked = None if picks is None else np.array(picks, np.int64)
     try:
-        found = _SMALL.run(*arrays, depth, layers, asked)
+        ranges = None if spans is None else np.array(spans, np.int64).reshape(-1, 2)
+        found = _SMALL.run(*arrays, depth, layers, asked, ranges)
     except ValueError:
         return
     assert len(found) == len(layers)
     assert offsets[-1] == len(ids) == len(types) == len(places)
     for layer, values in zip(layers, found, strict=True):
         rows = len(picks) if picks is not None and layer == depth else len(ids)
+        rows = rows if spans is None else len(offsets) - 1
         assert values.shape == (rows, 8) and np.isfinite(values).all()
 
 
