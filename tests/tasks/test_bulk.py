@@ -281,7 +281,7 @@ def test_killed_at_random_moments(workers: int, folder: Path, tmp_path: Path) ->
     seed = random.SystemRandom().randrange(10**6)
     print("seed", seed)
     chance = random.Random(seed)
-    path = lines(tmp_path / "in.txt", 4_000, seed)
+    path = lines(tmp_path / "in.txt", 24_000, seed)
     kind = chance.choice(FORMATS)
     calm, output = tmp_path / f"calm.{kind}", tmp_path / f"out.{kind}"
     calls = [path, "--model", folder, "--resume", "--workers", str(workers)]
