@@ -24,13 +24,15 @@ void* Arena::take_bytes(size_t bytes) {
   bytes = (bytes + 63) / 64 * 64;
   if (bytes > left_) {
     // What is not written to takes no memory.
-    left_ = std::max(chunk, (bytes + page - 1) / page * page);
-    chunks_.emplace_back(std::aligned_alloc(page, left_));
-    next_ = static_cast<char*>(chunks_.back().get());
-    if (!next_) throw std::bad_alloc();
+    const size_t size = std::max(chunk, (bytes + page - 1) / page * page);
+    std::unique_ptr<void, Free> made(std::aligned_alloc(page, size));
+    if (!made) throw std::bad_alloc();
 #if defined(MADV_HUGEPAGE)
-    madvise(next_, left_, MADV_HUGEPAGE);
+    madvise(made.get(), size, MADV_HUGEPAGE);
 #endif
+    chunks_.push_back(std::move(made));
+    next_ = static_cast<char*>(chunks_.back().get());
+    left_ = size;
   }
   left_ -= bytes;
   next_ += bytes;

@@ -83,6 +83,7 @@ class Linear {
   void multiply(const Rows& x, size_t rows, size_t panel, Activation activation,
                 const float* residual, size_t residual_stride, float* out, size_t stride,
                 const void* ahead) const;
+  // Where a panel begins.
   const void* weights(size_t panel) const;
 
  private:
