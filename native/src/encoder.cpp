@@ -91,9 +91,10 @@ struct Encoder::Work {
     if (for_longest > longest || scratch.size() < threads) {
       longest = std::max(longest, for_longest);
       scratch.clear();
+      const size_t d = sizes.hidden / sizes.heads;
       for (size_t i = 0; i < threads; ++i)
-        scratch.push_back(
-            allocate<float>(encoder.kernels.attend_scratch(longest, sizes.hidden / sizes.heads)));
+        scratch.push_back(allocate<float>(std::max(encoder.kernels.attend_scratch(longest, d),
+                                                   encoder.kernels.attend_int16_scratch(longest, d))));
     }
   }
 };
@@ -297,11 +298,13 @@ void Encoder::run_layer(const Part& part, size_t index, Work& work, Team& team,
     }
   };
   const size_t d = sizes.hidden / sizes.heads;
+  // What becomes bytes right after it need not be float32 before.
+  const auto run = layer.output->is_int8() ? kernels.attend_int16 : kernels.attend;
   const auto attend = [&](size_t head, const Text& text) {
     const size_t at = head * d, first = text.start * apart + at;
-    kernels.attend(work.projected.get() + text.query * apart + at, apart, text.queries,
-                   work.keys() + first, work.values() + first, apart, text.end - text.start, d,
-                   work.mixed.get() + text.query * stride + at, stride, work.scratch[rank].get());
+    run(work.projected.get() + text.query * apart + at, apart, text.queries, work.keys() + first,
+        work.values() + first, apart, text.end - text.start, d,
+        work.mixed.get() + text.query * stride + at, stride, work.scratch[rank].get());
   };
   // Heads whose columns are whole panels are through at once, while those are in the cache.
   const size_t group = std::lcm(d, kPanel);

@@ -103,6 +103,9 @@ struct Kernels {
                  size_t stride, size_t keys, size_t d, float* out, size_t out_stride,
                  float* scratch);
   size_t (*attend_scratch)(size_t keys, size_t d);
+  // The same in whole numbers of 16 bits, as docs/small.md has it.
+  decltype(attend) attend_int16;
+  decltype(attend_scratch) attend_int16_scratch;
 
   // Training. Scratch: attend_train_scratch(). `key` is of the head, for the random bits.
   void (*attend_train)(const Heads& of, const Dropping& how, uint32_t key, float* scratch);

@@ -1,7 +1,9 @@
-// The float32 part of a table of kernels, compiled once for each instruction set.
+// All of a table of kernels but its products of bytes, compiled once for each instruction set.
 //
 // Before it is included: kRows rows by 16 * kVectors columns, the block of sums that fits into the
 // processor's registers.
+
+#include <type_traits>
 
 #include "kernels.h"
 #include "vec.h"
@@ -14,60 +16,77 @@ using enrobe::kPanel;
 
 void nothing() {}
 
-// c[rows][columns] = a[rows][k] times b[k][columns].
+// c[rows][columns] = a[rows][k] times b[k][columns]. Numbers are floats, or pairs of whole numbers of 16 bits
+// whose products are summed exactly.
+template <typename Number>
 struct Product {
-  const float* a;
+  const Number* a;
   size_t a_stride;
-  const float* b;
+  const Number* b;
   size_t b_stride;
   size_t k;
   float* c;
   size_t c_stride;
-  const float* factors;  // of rows, or null
-  bool add;              // to what is in c
+  const float* factors;                // of rows, or null
+  bool add = false;                    // to what is in c; floats alone
+  const float* scale = nullptr;        // of columns, or null
   // Of as many rows of b, which kMostRows of a fetch a part each; or null.
   const float* ahead = nullptr;
 };
+
+ENROBE_INLINE N multiplied(N a, N b, N sum) { return fma(a, b, sum); }
+ENROBE_INLINE W multiplied(W a, W b, W sum) { return fma_halves(a, b, sum); }
+ENROBE_INLINE N summed(N sum) { return sum; }
+ENROBE_INLINE N summed(W sum) { return floats(sum); }
 // Steps between two lines of them that are fetched.
 constexpr size_t kApart = enrobe::kMostRows / kRows / kVectors;
 
 // R rows from `first` on and C registers of columns of it, whose sums stay in registers.
-template <int R, int C>
-ENROBE_INLINE void block(const Product& of, size_t first) {
-  const float* a = of.a + first * of.a_stride;
-  const float* b = of.b;
+template <int R, int C, typename Number>
+ENROBE_INLINE void block(const Product<Number>& of, size_t first) {
+  constexpr bool whole = std::is_same_v<Number, int32_t>;
+  using Register = std::conditional_t<whole, W, N>;
+  const Number* a = of.a + first * of.a_stride;
+  const Number* b = of.b;
   float* c = of.c + first * of.c_stride;
   const size_t a_stride = of.a_stride, b_stride = of.b_stride, c_stride = of.c_stride, k = of.k;
-  N sums[R][C];
+  Register sums[R][C];
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i)
 #pragma GCC unroll 4
-    for (int j = 0; j < C; ++j)
-      sums[i][j] = of.add ? Of<N>::load(c + i * c_stride + kLanes * j) : N{};
+    for (int j = 0; j < C; ++j) {
+      sums[i][j] = Register{};
+      if constexpr (!whole)
+        if (of.add) sums[i][j] = Of<N>::load(c + i * c_stride + kLanes * j);
+    }
   const float* ahead = of.ahead ? of.ahead + first / kRows * (k / kApart) * 16 : nullptr;
   for (size_t p = 0; p < k; ++p) {
     if (ahead && p % kApart == 0) __builtin_prefetch(ahead + p / kApart * 16, 0, 2);
-    N right[C];
+    Register right[C];
 #pragma GCC unroll 4
-    for (int j = 0; j < C; ++j) right[j] = Of<N>::load(b + p * b_stride + kLanes * j);
+    for (int j = 0; j < C; ++j) right[j] = Of<Register>::load(b + p * b_stride + kLanes * j);
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
-      const N left = Of<N>::filled(a[i * a_stride + p]);
+      const Register left = Of<Register>::filled(a[i * a_stride + p]);
 #pragma GCC unroll 4
-      for (int j = 0; j < C; ++j) sums[i][j] = fma(left, right[j], sums[i][j]);
+      for (int j = 0; j < C; ++j) sums[i][j] = multiplied(left, right[j], sums[i][j]);
     }
   }
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) {
     const N factor = Of<N>::filled(of.factors ? of.factors[first + i] : 1.0f);
 #pragma GCC unroll 4
-    for (int j = 0; j < C; ++j) Of<N>::store(c + i * c_stride + kLanes * j, sums[i][j] * factor);
+    for (int j = 0; j < C; ++j) {
+      N value = summed(sums[i][j]) * factor;
+      if (of.scale) value *= Of<N>::load(of.scale + kLanes * j);
+      Of<N>::store(c + i * c_stride + kLanes * j, value);
+    }
   }
 }
 
 // Fewer rows than a block has.
-template <int R, int C>
-void rest(const Product& of, size_t first, size_t rows) {
+template <int R, int C, typename Number>
+void rest(const Product<Number>& of, size_t first, size_t rows) {
   if constexpr (R > 0) {
     if (rows == R)
       block<R, C>(of, first);
@@ -77,8 +96,8 @@ void rest(const Product& of, size_t first, size_t rows) {
 }
 
 // `width` columns, a multiple of 16 and at most 16 * C.
-template <int C>
-void multiply(const Product& of, size_t rows, size_t width) {
+template <int C, typename Number>
+void multiply(const Product<Number>& of, size_t rows, size_t width) {
   if constexpr (C > 1)
     if (width < 16 * C) return multiply<C - 1>(of, rows, width);
   size_t first = 0;
@@ -109,8 +128,9 @@ void dot_float(const float* a, size_t stride, size_t rows, const float* panel, s
       const float* b = panel + strip * k + p * width;
       const bool last = strip + width == kPanel && p + count == k;
       const float* next = rows < enrobe::kMostRows ? nullptr : last ? ahead : b + count * width;
-      multiply<kVectors>(
-          {a + p, stride, b, width, count, sums + strip, kPanel, nullptr, p > 0, next}, rows, width);
+      multiply<kVectors>(Product<float>{a + p, stride, b, width, count, sums + strip, kPanel, nullptr,
+                                        p > 0, nullptr, next},
+                         rows, width);
     }
 }
 
@@ -357,41 +377,58 @@ Softmax softmax(float* x, size_t n) {
 
 constexpr size_t kQueries = 24;  // whose scores are held at a time
 
+// Of `rows` queries with all keys, which are packed in strips of so many steps.
+template <typename Number>
+void score_keys(const Number* q, size_t q_stride, size_t rows, const Number* packed, size_t steps,
+                size_t keys, const float* factors, float* scores, size_t stride) {
+  constexpr size_t most = 16 * kVectors;
+  for (size_t key = 0; key < keys; key += most) {
+    const size_t width = keys - key < most ? (keys - key + 15) / 16 * 16 : most;
+    multiply<kVectors>(
+        Product<Number>{q, q_stride, packed, width, steps, scores + key, stride, factors}, rows, width);
+    packed += width * steps;
+  }
+}
+
+// out[rows][d] = shares times values, in so many steps.
+template <typename Number>
+void mix_values(const Number* shares, size_t stride, size_t rows, const Number* v, size_t v_stride,
+                size_t steps, size_t d, const float* factors, const float* scale, float* out,
+                size_t out_stride) {
+  constexpr size_t most = 16 * kVectors;
+  for (size_t c = 0; c < d; c += most) {
+    const size_t columns = d - c < most ? d - c : most;
+    float aside[kQueries * most];
+    const bool full = columns % 16 == 0;
+    multiply<kVectors>(Product<Number>{shares, stride, v + c, v_stride, steps, full ? out + c : aside,
+                                       full ? out_stride : most, factors, false,
+                                       scale ? scale + c : nullptr},
+                       rows, (columns + 15) / 16 * 16);
+    for (size_t r = 0; r < rows && !full; ++r)
+      __builtin_memcpy(out + r * out_stride + c, aside + r * most, columns * sizeof(float));
+  }
+}
+
 // Their scores, and the keys turned.
 size_t attend_scratch(size_t keys, size_t d) { return enrobe::padded(keys) * (kQueries + d); }
 
 void attend(const float* q, size_t q_stride, size_t queries, const float* k, const float* v,
             size_t stride, size_t keys, size_t d, float* out, size_t out_stride, float* scratch) {
-  constexpr size_t most = 16 * kVectors;
   const size_t wide = enrobe::padded(keys);
   float* packed = scratch + kQueries * wide;
   pack_keys(k, stride, keys, d, 1.0f / __builtin_sqrtf((float)d), packed);
   for (size_t start = 0; start < queries; start += kQueries) {
     const size_t rows = queries - start < kQueries ? queries - start : kQueries;
-    const float* strip = packed;
-    for (size_t key = 0; key < keys; key += most) {
-      const size_t width = keys - key < most ? (keys - key + 15) / 16 * 16 : most;
-      multiply<kVectors>(
-          {q + start * q_stride, q_stride, strip, width, d, scratch + key, wide, nullptr, false},
-          rows, width);
-      strip += width * d;
-    }
+    score_keys(q + start * q_stride, q_stride, rows, (const float*)packed, d, keys, nullptr, scratch,
+               wide);
     float factors[kQueries];
     for (size_t r = 0; r < rows; ++r) factors[r] = softmax(scratch + r * wide, keys).factor;
-    for (size_t c = 0; c < d; c += most) {
-      const size_t columns = d - c < most ? d - c : most;
-      float* place = out + start * out_stride + c;
-      float aside[kQueries * most];
-      const bool whole = columns % 16 == 0;
-      multiply<kVectors>({scratch, wide, v + c, stride, keys, whole ? place : aside,
-                          whole ? out_stride : most, factors, false},
-                         rows, (columns + 15) / 16 * 16);
-      for (size_t r = 0; r < rows && !whole; ++r)
-        __builtin_memcpy(place + r * out_stride, aside + r * most, columns * sizeof(float));
-    }
+    mix_values((const float*)scratch, wide, rows, v, stride, keys, d, factors, nullptr,
+               out + start * out_stride, out_stride);
   }
 }
 
 }  // namespace
 
+#include "attend_int16.inl"
 #include "training.inl"

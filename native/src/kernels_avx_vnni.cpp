@@ -1,4 +1,5 @@
 // AVX2 with VNNI (client processors from 2021 on): four products of bytes at once, exact.
+#define ENROBE_AVX_VNNI
 namespace {
 constexpr int kRows = 6, kVectors = 1;
 }  // namespace
@@ -60,7 +61,8 @@ bool has_vnni() {
 const enrobe::Kernels* enrobe::kernels_avx_vnni() {
   static const Kernels table = {"avx_vnni", 24, 96, nothing, nothing, dot,
                                 pack_float, dot_float, quantize, finish, norm, add_int8, attend,
-                                attend_scratch, attend_train, attend_train_back, gelu_rows, gelu_back, add_norm,
+                                attend_scratch, attend_int16, attend_int16_scratch,
+                                attend_train, attend_train_back, gelu_rows, gelu_back, add_norm,
                                 add_norm_back, adamw, sum_of_squares};
   static const bool has = has_vnni();
   return has ? &table : nullptr;

@@ -74,6 +74,7 @@ class Linear {
   size_t panels() const { return padded(outputs) / kPanel; }
   // Whether it multiplies bytes, which `prepare` makes of a row, and how many a row.
   bool takes_bytes() const { return kind_ != Kind::floats; }
+  bool is_int8() const { return kind_ == Kind::int8; }
   size_t bytes() const { return row_bytes(inputs, kind_ == Kind::sliced ? 3 : 1); }
   // Whether rows that were prepared for one are right for the other.
   bool same_inputs(const Linear& other) const;

@@ -65,8 +65,8 @@ void multiply_all(const float* a, size_t a_stride, const float* b, size_t b_stri
   constexpr size_t most = 16 * kVectors;
   for (size_t start = 0; start < columns; start += most) {
     const size_t width = columns - start < most ? columns - start : most;
-    multiply<kVectors>({a, a_stride, b + start, b_stride, k, c + start, c_stride, factors, add}, rows,
-                       width);
+    multiply<kVectors>(
+        Product<float>{a, a_stride, b + start, b_stride, k, c + start, c_stride, factors, add}, rows, width);
   }
 }
 

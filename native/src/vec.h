@@ -5,6 +5,8 @@
 #include <stdint.h>
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
 #endif
 
 #define ENROBE_INLINE static inline __attribute__((always_inline))
@@ -40,6 +42,8 @@ ENROBE_PAIRED(/)
 ENROBE_PAIRED(<)
 ENROBE_PAIRED(>)
 ENROBE_PAIRED(^)
+ENROBE_PAIRED(&)
+ENROBE_PAIRED(|)
 #undef ENROBE_PAIRED
 template <typename H>
 ENROBE_INLINE Pair<H> operator-(Pair<H> a) {
@@ -62,18 +66,21 @@ ENROBE_INLINE Pair<H>& operator*=(Pair<H>& a, Pair<H> b) {
   return a = a * b;
 }
 
-// N: the floats of one register.
+// N: the floats of one register; W: as many whole numbers.
 #if defined(__AVX512F__)
 typedef F16 N, V;
+typedef I16 W;
 typedef I16 I;
 typedef U16 U;
 #elif defined(__AVX2__)
 typedef F8 N;
+typedef I8 W;
 typedef Pair<F8> V;
 typedef Pair<I8> I;
 typedef Pair<U8> U;
 #else
 typedef F4 N;
+typedef I4 W;
 typedef Pair<Pair<F4>> V;
 typedef Pair<Pair<I4>> I;
 typedef Pair<Pair<U4>> U;
@@ -197,6 +204,34 @@ template <typename H>
 ENROBE_INLINE Pair<H> fma(Pair<H> a, Pair<H> b, Pair<H> c) {
   return {fma(a.low, b.low, c.low), fma(a.high, b.high, c.high)};
 }
+
+// sum + a * b of each half of 32 bits, which are signed numbers of 16.
+#if defined(__AVX512F__)
+ENROBE_INLINE I16 fma_halves(I16 a, I16 b, I16 sum) {
+  // Not the intrinsic: GCC 12 keeps its sums in memory.
+  __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+  return sum;
+}
+#elif defined(ENROBE_AVX_VNNI)
+ENROBE_INLINE I8 fma_halves(I8 a, I8 b, I8 sum) {
+  __asm__("%{vex%} vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(b));
+  return sum;
+}
+#elif defined(__AVX2__)
+ENROBE_INLINE I8 fma_halves(I8 a, I8 b, I8 sum) {
+  return sum + (I8)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+}
+#elif defined(__ARM_NEON)
+ENROBE_INLINE I4 fma_halves(I4 a, I4 b, I4 sum) {
+  const int32x4_t left = (int32x4_t)a, right = (int32x4_t)b;
+  const int32x4_t half = vmlal_s16((int32x4_t)sum, vmovn_s32(left), vmovn_s32(right));
+  return (I4)vmlal_s16(half, vshrn_n_s32(left, 16), vshrn_n_s32(right, 16));
+}
+#else
+ENROBE_INLINE I4 fma_halves(I4 a, I4 b, I4 sum) {
+  return sum + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+}
+#endif
 
 ENROBE_INLINE F4 square_root(F4 x) {
   for (int i = 0; i < 4; ++i) x[i] = __builtin_sqrtf(x[i]);

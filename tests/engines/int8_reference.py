@@ -1,6 +1,7 @@
 """The int8 arithmetic in numpy, told plainly: what every int8 engine is compared with.
 
-Legend: T tokens of a row, B rows, H hidden, K inputs and N outputs of a product, M asked positions.
+Legend: T tokens of a row, B rows, H hidden, A heads, d a head's size, K inputs and N outputs of a
+product, M asked positions.
 """
 
 import math
@@ -16,11 +17,15 @@ _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 class Int8Reference:
-    """One row through a folder's encoder and heads."""
+    """One row through a folder's encoder and heads.
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    int16: attention in whole numbers, as our own engine has it; else in float32.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, *, int16: bool = False) -> None:
         self.read = checkpoint
         self.config = checkpoint.config
+        self.int16 = int16
 
     def product(self, x_TK: Array, weight: str, bias: str) -> Array:
         """x W' + b: in whole numbers where the matrix is stored as int8."""
@@ -56,10 +61,9 @@ class Int8Reference:
         name = f"layers.{index}"
         heads, size = self.config.num_heads, self.config.head_size
         parts = [self.linear(x_TH, f"{name}.{part}") for part in ("query", "key", "value")]
-        query, key, value = (x.reshape(-1, heads, size).swapaxes(0, 1) for x in parts)
-        weights = query @ key.swapaxes(1, 2) / np.float32(np.sqrt(size))
-        weights = np.exp(weights - weights.max(-1, keepdims=True))
-        mixed = (weights / weights.sum(-1, keepdims=True)) @ value
+        split = [x.reshape(-1, heads, size).swapaxes(0, 1) for x in parts]
+        whole = self.int16 and f"{name}.output.weight" in self.read.int8
+        mixed = (attention_int16 if whole else attention)(*split)
         mixed_TH = self.linear(mixed.swapaxes(0, 1).reshape(x_TH.shape), f"{name}.output")
         middle_TH = self.norm(x_TH + mixed_TH, f"{name}.attention_norm")
         wide = gelu(self.linear(middle_TH, f"{name}.up"))
@@ -76,6 +80,41 @@ class Int8Reference:
             dense = self.linear(x_TH[:1], f"{path}.dense")
             x_TH = np.tanh(dense) if head.activation == "tanh" else np.maximum(dense, 0)
         return self.linear(x_TH, f"{path}.out")
+
+
+def attention(q_ATd: Array, k_ATd: Array, v_ATd: Array) -> Array:
+    """One text, head by head. Shapes: (A, T, d) -> (A, T, d)."""
+    e_ATT = shares(q_ATd @ k_ATd.swapaxes(1, 2) / np.float32(np.sqrt(q_ATd.shape[-1])))
+    return (e_ATT / e_ATT.sum(-1, keepdims=True)) @ v_ATd
+
+
+def attention_int16(q_ATd: Array, k_ATd: Array, v_ATd: Array) -> Array:
+    """The same with both products in whole numbers of 16 bits, summed in 32."""
+    tokens, size = q_ATd.shape[1:]
+    limit = np.float32(min(32767, math.isqrt((2**31 - 1) // size)))
+    keys_ATd, key_scale_A1d = whole_numbers(k_ATd, limit, axis=1)
+    values_ATd, value_scale_A1d = whole_numbers(v_ATd, np.float32(8191), axis=1)
+    queries_ATd, query_scale_AT1 = whole_numbers(q_ATd * key_scale_A1d, limit, axis=2)
+    sums_ATT = queries_ATd @ keys_ATd.swapaxes(1, 2)
+    assert np.abs(sums_ATT).max() < 2**31
+    e_ATT = shares(sums_ATT.astype(np.float32) * (query_scale_AT1 / np.float32(np.sqrt(size))))
+    total_AT1 = e_ATT.sum(-1, keepdims=True)
+    factor_AT1 = np.minimum(np.float32(2**18 - tokens) / total_AT1, np.float32(32767))
+    sums_ATd = np.rint(e_ATT * factor_AT1).astype(np.int64) @ values_ATd
+    assert np.abs(sums_ATd).max() < 2**31
+    mixed: Array = sums_ATd.astype(np.float32) / (factor_AT1 * total_AT1) * value_scale_A1d
+    return mixed
+
+
+def shares(scores: Array) -> Array:
+    """e^score beside the largest of its row."""
+    return np.exp(scores - scores.max(-1, keepdims=True))
+
+
+def whole_numbers(x: Array, limit: np.float32, axis: int) -> tuple[npt.NDArray[np.int64], Array]:
+    """Numbers up to `limit`, and the scale along an axis."""
+    size = np.maximum(np.abs(x).max(axis, keepdims=True), np.float32(1e-30))
+    return np.rint(x * (limit / size)).astype(np.int64), size / limit
 
 
 def quantized(x_TK: Array, zero: int) -> tuple[npt.NDArray[np.uint8], Array]:

@@ -58,7 +58,7 @@ def test_int8_equals_the_reference(
     family: str, head: str | None, kernels: str, tmp_path: Path
 ) -> None:
     read = checkpoint.read(int8_folder(tmp_path, family, head, smooth=".up.", keep="1.down"))
-    told = Int8Reference(read)
+    told = Int8Reference(read, int16=True)
     rows, types = random_rows(2, LENGTHS, VOCAB), random_types(3, LENGTHS)
     batch = Ragged.from_rows(rows, types)
     at = np.arange(len(batch.ids), dtype=np.int64)
@@ -261,6 +261,37 @@ def test_rounding_is_that_of_a_division(kernels: str) -> None:
     low = x.min(-1, keepdims=True) / np.float32(-128)
     scale = np.maximum(np.maximum(high, low), np.finfo(np.float32).tiny)
     assert (made.apply("m", x) == np.rint(x / scale) * scale).all()
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize(("d", "tokens"), [(1, 3), (8, 512), (64, 512), (128, 511)])
+def test_attention_has_room_for_its_largest_sums(d: int, tokens: int, kernels: str) -> None:
+    # Tokens of two kinds, x and -x, whose keys are as large as they can be, and as the queries are:
+    # all attend to the first kind, whose sums would be the smallest if they did not fit.
+    x = np.tile(np.array([1, -1], np.float32), d)
+    hidden, zeros, one = len(x), np.zeros_like(x), np.ones_like(x)
+    from_first = np.zeros((hidden, hidden), np.float32)
+    from_first[:, 0] = 9.0
+    value = np.diag(np.rint(np.linspace(127, -127, hidden)).astype(np.float32))
+    ids = np.arange(tokens) % 2
+    middle = np.stack([x, -x])[ids] + np.diag(value) * x
+    expected = (middle - middle.mean(-1, keepdims=True)) / middle.std(-1, keepdims=True)
+    for int8 in (False, True):
+        made = encoder(kernels, (1, hidden, hidden, 2))
+        made.set_table("word", np.stack([x, -x]))
+        made.set_table("position", np.zeros((tokens, hidden), np.float32))
+        for name in ("embeddings.norm", "layers.0.attention_norm", "layers.0.norm"):
+            made.set_norm(name, one, zeros)
+        made.set_linear("layers.0.query", 0 * from_first, 9 * one)
+        made.set_linear("layers.0.key", from_first, zeros)
+        made.set_linear("layers.0.value", value, zeros)
+        output = np.eye(hidden, dtype=np.int8 if int8 else np.float32)
+        made.set_linear("layers.0.output", output, *([one] if int8 else []), zeros)
+        for part in ("up", "down"):
+            made.set_linear(f"layers.0.{part}", 0 * from_first, zeros)
+        made.finish()
+        (found,) = made.run(ids, ids * 0, np.arange(tokens), np.array([0, tokens]), 1, [1])
+        assert scaled_error(found, expected) <= 1e-5
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
