@@ -146,7 +146,7 @@ def heads(folders: list[Path], tests: list[Path], work: Path) -> dict[str, Any]:
                 (name, before), *_ = data.scores(exact).items()
                 place = work / f"{number}-{head}"
                 whole = limited = int8_of(folder, place, data, dev, before.value, most=0.99)
-                if whole["lost_on_dev"] > LIMIT:
+                if whole.get("lost_on_dev", 0) > LIMIT:
                     place = work / f"{number}-{head}-limited"
                     limited = int8_of(folder, place, data, dev, before.value, most=LIMIT)
                 one = {"float32": before.value, "whole": whole, "limited": limited}
