@@ -169,6 +169,7 @@ class NativeEngine:
             weight = _TABLES["word"] if tied else f"heads.{name}.decoder.weight"
             self._set(f"heads.{name}.decoder", weight, f"heads.{name}.bias")
             self._decoders.add(name)
+            self._give_back()
 
     def _give_back(self) -> None:
         """Let go of the mapped file's pages; what is read again comes again."""
