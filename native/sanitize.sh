@@ -12,4 +12,5 @@ trap 'rm -rf "$built"' EXIT
 runtime=$(c++ -print-file-name=libasan.so)
 LD_PRELOAD="$runtime $(c++ -print-file-name=libstdc++.so)" \
   ASAN_OPTIONS=detect_leaks=0 PYTHONPATH="$built" PYTHONMALLOC=malloc \
-  "$python" -m pytest -q -p no:cacheprovider tests/engines/test_native.py "${@:2}"
+  "$python" -m pytest -q -p no:cacheprovider tests/engines/test_native.py \
+  tests/nn/test_own_kernels.py "${@:2}"

@@ -1,8 +1,7 @@
 """Enrobe's own kernels for CPUs: `enrobe.engines.native` runs models by them, `enrobe.nn` and
 `enrobe.train` train.
 
-`kernels()` names what this processor can run, the quickest first; `has_products()` says whether
-`product` and `layer` are for it.
+`kernels()` names what this processor can run, the quickest first.
 """
 
 from enrobe_native._native import (
@@ -12,7 +11,6 @@ from enrobe_native._native import (
     add_norm_back,
     attend,
     attend_back,
-    has_products,
     kernels,
     layer,
     layer_back,
@@ -30,7 +28,6 @@ __all__ = [
     "add_norm_back",
     "attend",
     "attend_back",
-    "has_products",
     "kernels",
     "layer",
     "layer_back",

@@ -72,6 +72,7 @@ struct AdamW {
 struct Kernels {
   const char* name;
   size_t rows, float_rows;  // of a block
+  size_t float_columns;     // of a strip of a packed panel of floats, [64 / columns][K][columns]
 
   // Once a thread before and after its products.
   void (*begin)();
@@ -121,6 +122,8 @@ struct Kernels {
                         float* weight_grad, float* bias_grad);
   void (*adamw)(const AdamW& how, size_t n, const float* grad, float* x, float* mean, float* square);
   float (*sum_of_squares)(const float* x, size_t n);
+  // 16 x 16 floats
+  void (*transpose)(const float* x, size_t stride, float* out, size_t out_stride);
 
   // Products in float32 as whole numbers, where that is quicker. A row becomes three signed bytes a
   // number, [3][K], and a scale: x * by = (first + second / 256 + third / 65536) * scale; `by` may be
@@ -138,8 +141,6 @@ struct Kernels {
   // One slice of 64 inputs of a panel's 16 outputs, [16][16][4], from [16][64] bytes and from [64][16].
   void (*pack_columns)(const int8_t* rows, size_t stride, int8_t* tile) = nullptr;
   void (*pack_rows)(const int8_t* rows, size_t stride, int8_t* tile) = nullptr;
-  // 16 x 16 floats
-  void (*transpose)(const float* x, size_t stride, float* out, size_t out_stride) = nullptr;
 };
 
 inline size_t attend_train_scratch(size_t queries, size_t keys, size_t d) {

@@ -555,13 +555,13 @@ bool has_amx() {
 }  // namespace
 
 const enrobe::Kernels* enrobe::kernels_amx() {
-  static const Kernels table = {"amx",    32,       96,       begin,  end,  dot,
+  static const Kernels table = {"amx",    32,       96,       16 * kVectors, begin,  end,  dot,
                                 nullptr,  nullptr,  quantize, finish, norm, add_int8,
                                 attend_by_tiles, scratch_by_tiles, attend_int16, attend_int16_scratch,
                                 attend_train, attend_train_back, gelu_rows, gelu_back, add_norm,
-                                add_norm_back, adamw, sum_of_squares,
+                                add_norm_back, adamw, sum_of_squares, transpose,
                                 slice,    dot_sliced, dot_sliced_short, slice_two, dot_two,
-                                pack_columns, pack_rows, transpose};
+                                pack_columns, pack_rows};
   static const bool has = has_amx();
   return has ? &table : nullptr;
 }

@@ -66,11 +66,11 @@ void dot(const uint8_t* a, size_t stride, size_t rows, const int8_t* panel, size
 }  // namespace
 
 const enrobe::Kernels* enrobe::kernels_avx512() {
-  static const Kernels table = {"avx512", 24, 96, nothing, nothing, dot,
+  static const Kernels table = {"avx512", 24, 96, 16 * kVectors, nothing, nothing, dot,
                                 pack_float, dot_float, quantize, finish, norm, add_int8, attend,
                                 attend_scratch, attend_int16, attend_int16_scratch,
                                 attend_train, attend_train_back, gelu_rows, gelu_back, add_norm,
-                                add_norm_back, adamw, sum_of_squares};
+                                add_norm_back, adamw, sum_of_squares, transpose};
   return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") &&
                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")
              ? &table

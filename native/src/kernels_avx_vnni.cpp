@@ -59,11 +59,11 @@ bool has_vnni() {
 }  // namespace
 
 const enrobe::Kernels* enrobe::kernels_avx_vnni() {
-  static const Kernels table = {"avx_vnni", 24, 96, nothing, nothing, dot,
+  static const Kernels table = {"avx_vnni", 24, 96, 16 * kVectors, nothing, nothing, dot,
                                 pack_float, dot_float, quantize, finish, norm, add_int8, attend,
                                 attend_scratch, attend_int16, attend_int16_scratch,
                                 attend_train, attend_train_back, gelu_rows, gelu_back, add_norm,
-                                add_norm_back, adamw, sum_of_squares};
+                                add_norm_back, adamw, sum_of_squares, transpose};
   static const bool has = has_vnni();
   return has ? &table : nullptr;
 }

@@ -9,7 +9,7 @@ Product::Shape TrainedLayer::product_shape(const Shape& of, size_t inputs, size_
   return {of.rows, inputs, outputs, of.parts, for_x};
 }
 
-TrainedLayer::Places TrainedLayer::places(const Shape& of) {
+TrainedLayer::Places TrainedLayer::places(const Kernels& kernels, const Shape& of) {
   Places at{};
   size_t end = 0;
   const auto take = [&](size_t bytes) {
@@ -18,7 +18,7 @@ TrainedLayer::Places TrainedLayer::places(const Shape& of) {
     return start;
   };
   const auto product = [&](size_t inputs, size_t outputs, bool for_x) {
-    return take(Product::memory(product_shape(of, inputs, outputs, for_x)));
+    return take(Product::memory(kernels, product_shape(of, inputs, outputs, for_x)));
   };
   const auto floats = [&](size_t rows, size_t columns) {
     return take(rows * columns * sizeof(float));
@@ -40,14 +40,16 @@ TrainedLayer::Places TrainedLayer::places(const Shape& of) {
   return at;
 }
 
-size_t TrainedLayer::memory(const Shape& of) { return places(of).end; }
+size_t TrainedLayer::memory(const Kernels& kernels, const Shape& of) {
+  return places(kernels, of).end;
+}
 
 size_t TrainedLayer::weights(const Shape& of) {
   return (4 * of.hidden + 2 * of.wide) * of.hidden + 9 * of.hidden + of.wide;
 }
 
 TrainedLayer::TrainedLayer(const Kernels& kernels, const Shape& shape, uint8_t* memory)
-    : kernels_(kernels), shape_(shape), at_(places(shape)), memory_(memory) {}
+    : kernels_(kernels), shape_(shape), at_(places(kernels, shape)), memory_(memory) {}
 
 Product TrainedLayer::product(size_t inputs, size_t outputs, bool for_x, size_t at) const {
   return Product(kernels_, product_shape(shape_, inputs, outputs, for_x), memory_ + at);

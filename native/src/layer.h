@@ -28,16 +28,15 @@ struct LayerCall {
   float eps;
 };
 
-// What the gradient needs is kept in memory of the caller's, at a cache line's start. The kernels must
-// have all that slices.
+// What the gradient needs is kept in memory of the caller's, at a cache line's start.
 class TrainedLayer {
  public:
   struct Shape {
     size_t rows, hidden, wide, heads;
-    size_t parts;  // bytes of a number in products: 3, or 2
+    size_t parts;  // see Product::Shape
     bool for_x;    // whether x's gradient will be wanted
   };
-  static size_t memory(const Shape& shape);
+  static size_t memory(const Kernels& kernels, const Shape& shape);
   // How many numbers the gradients of all weights have.
   static size_t weights(const Shape& shape);
 
@@ -65,7 +64,7 @@ class TrainedLayer {
     size_t total, found;                    // (T, H), (T, 2)
     size_t end;
   };
-  static Places places(const Shape& shape);
+  static Places places(const Kernels& kernels, const Shape& shape);
   static Product::Shape product_shape(const Shape& shape, size_t inputs, size_t outputs, bool for_x);
 
   const Kernels& kernels_;

@@ -275,18 +275,18 @@ Product::Shape shape_of(size_t rows, size_t inputs, size_t outputs, size_t parts
 }
 
 size_t product_memory(size_t rows, size_t inputs, size_t outputs, size_t parts, bool for_x) {
-  return Product::memory(shape_of(rows, inputs, outputs, parts, for_x));
+  return Product::memory(kernels_called(std::nullopt),
+                         shape_of(rows, inputs, outputs, parts, for_x));
 }
 
-void check_memory(const Kernels& kernels, const Memory& memory, size_t size) {
-  if (!kernels.pack_rows) refuse("this processor has no AMX");
+void check_memory(const Memory& memory, size_t size) {
   if (memory.shape(0) < size) refuse("memory is too short");
   if (reinterpret_cast<uintptr_t>(memory.data()) % 64) refuse("memory must start at 64 bytes");
 }
 
 Product product_in(const Product::Shape& shape, const Memory& memory) {
   const Kernels& kernels = kernels_called(std::nullopt);
-  check_memory(kernels, memory, Product::memory(shape));
+  check_memory(memory, Product::memory(kernels, shape));
   return Product(kernels, shape, memory.data());
 }
 
@@ -514,13 +514,14 @@ struct LayerOf {
   }
 
   TrainedLayer in(const Memory& memory) const {
-    check_memory(kernels, memory, TrainedLayer::memory(shape));
+    check_memory(memory, TrainedLayer::memory(kernels, shape));
     return TrainedLayer(kernels, shape, memory.data());
   }
 };
 
 size_t layer_memory(size_t rows, size_t hidden, size_t wide, size_t heads, size_t parts, bool for_x) {
-  return TrainedLayer::memory(layer_shape(rows, hidden, wide, heads, parts, for_x));
+  return TrainedLayer::memory(kernels_called(std::nullopt),
+                              layer_shape(rows, hidden, wide, heads, parts, for_x));
 }
 
 void layer(Array<float, 2> x, const std::vector<Weight>& weights, Memory memory, Written out,
@@ -613,7 +614,6 @@ NB_MODULE(_native, module) {
     for (const auto* table : enrobe::all_kernels()) names.emplace_back(table->name);
     return names;
   });
-  module.def("has_products", [] { return enrobe::all_kernels().front()->pack_rows != nullptr; });
   module.def("product_memory", &enrobe::product_memory, "rows"_a, "inputs"_a, "outputs"_a, "parts"_a,
              "for_x"_a);
   module.def("product", &enrobe::product, "x"_a.noconvert(), "matrices"_a.noconvert(),

@@ -1,8 +1,8 @@
-// A matrix that is being trained: its product with rows, and both gradients of it, as whole numbers.
+// A matrix that is being trained: its product with rows, and both gradients of it.
 //
-// Every product is one of rows in three (or two) signed bytes a number (see Kernels::slice), summed
-// exactly, so that no result hangs on the number of threads. What scales the terms of a sum one by one goes into
-// one of its sides before that is sliced.
+// Where the kernels slice, every product is one of rows in three (or two) signed bytes a number (see
+// Kernels::slice), summed exactly. What scales the terms of a sum one by one goes into one of its sides before
+// that is sliced. Elsewhere it is one of floats, in one order. No result hangs on the number of threads.
 //
 // Legend: T rows, I inputs, O outputs; y = x W' + b with W (O, I).
 #pragma once
@@ -41,15 +41,15 @@ struct Matrix {
 };
 
 // y = x W' + b. What its gradients need of x and W is kept in memory of the caller's, at a cache line's
-// start. The kernels must have all that slices.
+// start.
 class Product {
  public:
   struct Shape {
     size_t rows, inputs, outputs;
-    size_t parts;  // bytes of a number: 3, or 2
+    size_t parts;  // bytes of a number where it is sliced: 3, or 2
     bool for_x;    // whether x's gradient will be wanted; if not, nothing is kept of W
   };
-  static size_t memory(const Shape& shape);
+  static size_t memory(const Kernels& kernels, const Shape& shape);
 
   Product(const Kernels& kernels, const Shape& shape, uint8_t* memory);
   // W's rows come in matrices. `activated` is GELU(y), or null.
@@ -62,6 +62,11 @@ class Product {
 
  private:
   Block<int8_t> pack(const std::vector<Matrix>& matrices, const Each& each);
+  Block<float> pack_floats(const std::vector<Matrix>& matrices, const Each& each);
+  void forward_floats(const float* x, const std::vector<Matrix>& matrices, const float* bias,
+                      float* y, float* activated, const Each& each);
+  void backward_floats(const float* y_grad, float* x_grad, float* grad, float* bias_grad,
+                       const Each& each) const;
 
   const Kernels& kernels_;
   const Shape shape_;
@@ -69,6 +74,8 @@ class Product {
   Sliced x_;
   float* scale_;           // of W's rows
   int8_t* along_outputs_;  // W as x's gradient wants it
+  // Both where nothing is sliced.
+  float *x_floats_, *panels_;
 };
 
 }  // namespace enrobe

@@ -3,7 +3,8 @@
 With AMX that is enrobe-native: a row is rounded to 24 bits of its largest number, and all sums are
 exact (docs/native.md), so results are as close to the exact ones as torch's, at any number of
 threads. Where torch is told that less will do (`torch.set_float32_matmul_precision`), they are 16.
-On AMD's processors with AVX-512 it is torch's oneDNN, which torch itself leaves to other types.
+On AMD's processors with AVX-512 it is enrobe-native, too, in float32, and where that is not
+installed torch's oneDNN, which torch itself leaves to other types.
 
 Legend: T rows, I inputs, O outputs, all those of some matrices together.
 """
@@ -56,8 +57,14 @@ def kernels_of_products(x: Tensor, modules: Sequence[nn.Module]) -> ModuleType |
             return None
         outputs += module.out_features
     kernels = kernels_for(x)
-    fits = outputs <= _ROWS[-1] and kernels is not None and kernels.has_products()
+    fits = outputs <= _ROWS[-1] and kernels is not None and _own_are_quicker(kernels)
     return kernels if fits else None
+
+
+@cache
+def _own_are_quicker(kernels: ModuleType) -> bool:
+    quickest = kernels.kernels()[0]
+    return quickest == "amx" or (quickest == "avx512" and _mkl_is_slow())
 
 
 def bytes_of_a_number() -> int:
@@ -159,15 +166,19 @@ def by_onednn(x_TI: Tensor, weight_OI: Tensor) -> bool:
 
 
 @cache
-def _onednn_is_quicker() -> bool:
-    """MKL, which torch takes for float32, makes half of what oneDNN does on AMD's AVX-512."""
-    quicker = (
+def _mkl_is_slow() -> bool:
+    """MKL, which torch takes for float32, makes half of what AMD's AVX-512 can do."""
+    return (
         torch.backends.cpu.get_cpu_capability() == "AVX512"
         and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
-        # What torch.compile calls: not promised, but there in every version since 2.0.
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
         and "AuthenticAMD" in _processor()
     )
+
+
+@cache
+def _onednn_is_quicker() -> bool:
+    # What torch.compile calls: not promised, but there in every version since 2.0.
+    quicker = _mkl_is_slow() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     if quicker:
         # It keeps the code for 1,024 shapes, a megabyte each, and hardly a batch has another's.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
