@@ -1,5 +1,8 @@
 """Products by oneDNN against torch's own; where they are taken."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -96,3 +99,15 @@ def test_small_products_are_not_worth_its_code(
     assert not chosen
     project(torch.randn(4, 8), linear)
     assert chosen == [(4, 8, 4)]
+
+
+@pytest.mark.parametrize(
+    ("quickest", "slow_mkl", "taken"),
+    [("amx", False, True), ("avx512", True, True), ("avx512", False, False), ("avx2", True, False)],
+)
+def test_where_our_own_are_taken(
+    quickest: str, slow_mkl: bool, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_mkl_is_slow", lambda: slow_mkl)
+    kernels: Any = SimpleNamespace(kernels=lambda: [quickest, "plain"])
+    assert products._own_are_quicker.__wrapped__(kernels) is taken
