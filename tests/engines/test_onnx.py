@@ -1,5 +1,6 @@
 """The ONNX engine against transformers: five families, every head, rows up to the full 512."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +139,19 @@ def test_a_picked_last_layer_is_the_whole_one_there(
         assert list(found) == list(layers)
         assert scaled_error(found[3], whole[3][at]) <= 1e-6
         assert all(np.array_equal(found[i], whole[i]) for i in layers[:-1])
+
+
+@pytest.mark.parametrize(
+    ("asked", "allowed", "threads"),
+    [("", 8, 0), ("", 3, 3), ("2", 8, 2), ("16", 8, 0), ("x", 8, 0)],
+)
+def test_it_keeps_to_the_processors_that_it_may_use(
+    asked: str, allowed: int, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(allowed)), raising=False)
+    reference(tmp_path, "roberta", seed=1)
+    session, _ = open_engine(tmp_path)._session(Request(layers=(1,)))
+    # 0: ONNX Runtime's own choice, a thread for each core.
+    assert session.get_session_options().intra_op_num_threads == threads

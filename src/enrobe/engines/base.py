@@ -3,6 +3,7 @@
 Legend: T tokens, B rows, H hidden, V vocabulary, M asked positions, C outputs of a head.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -88,6 +89,16 @@ class Sums(Protocol):
 
         Shapes: spans (B, 2), positions in the flat batch; the sums (B, H).
         """
+
+
+def allowed_threads() -> int:
+    """As many as $OMP_NUM_THREADS says, else as the processors that this process may run on."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdigit() and int(asked):
+        return int(asked)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def check(batch: Ragged, request: Request, at: Ids | None, engine: Engine) -> None:

@@ -3,7 +3,6 @@
 Legend: T tokens, B rows, H hidden, K inputs of a product, M asked positions.
 """
 
-import os
 import threading
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +12,7 @@ from enrobe_native import Encoder
 
 from enrobe.checkpoint import Checkpoint
 from enrobe.config import EncoderConfig, HeadConfig
-from enrobe.engines.base import Array, Outputs, Request, check, picks
+from enrobe.engines.base import Array, Outputs, Request, allowed_threads, check, picks
 from enrobe.text.ragged import Ids, Ragged
 from enrobe.weights import release_pages
 
@@ -64,7 +63,7 @@ class NativeEngine:
             feed_forward=config.intermediate_size,
             heads=config.num_heads,
             epsilon=config.layer_norm_eps,
-            threads=threads or _threads(),
+            threads=threads or allowed_threads(),
             kernels=kernels,
         )
         for name, path in _TABLES.items():
@@ -200,12 +199,3 @@ class NativeEngine:
 
 def _plain(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
     return np.ascontiguousarray(array)
-
-
-def _threads() -> int:
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdigit() and int(asked):
-        return int(asked)
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

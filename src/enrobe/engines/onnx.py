@@ -1,6 +1,7 @@
 """ONNX Runtime: the engine that needs no PyTorch, and the default on a CPU."""
 
 import functools
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from enrobe.checkpoint import Checkpoint
 from enrobe.config import EncoderConfig, HeadConfig
-from enrobe.engines.base import BUDGET, Array, Outputs, Request, check, picks
+from enrobe.engines.base import (
+    BUDGET,
+    Array,
+    Outputs,
+    Request,
+    allowed_threads,
+    check,
+    picks,
+)
 from enrobe.engines.graph import build
 from enrobe.text.ragged import Ids, Ragged, row_offsets
 from enrobe.weights import release_pages
@@ -115,6 +124,9 @@ class OnnxEngine:
         arrays = [self._parameters[name] for name in names]
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        # Left to itself it takes every core, and leaves those that the process is confined to.
+        if (threads := allowed_threads()) < (os.cpu_count() or 1):
+            options.intra_op_num_threads = threads
         # Weights stay where they are, memory-mapped: nothing is written and nothing copied here.
         values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays]
         options.add_external_initializers(names, values)
