@@ -189,7 +189,7 @@ def masked_lm(job: dict[str, Any], model: str) -> Any:
     asked = recipe({**job, "model": model})
     group = Group.join("cpu")
     made, tokenizer, start = pretrain._model(asked, group)
-    rows, heldout = pretrain._data(asked, tokenizer, start, group)
+    rows, heldout = pretrain.corpus_rows(asked, tokenizer, group)
     return pretrain.MaskedLM(made, tokenizer, start, rows, heldout, asked, group)
 
 
