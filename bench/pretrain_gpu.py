@@ -22,7 +22,7 @@ from common import write_report
 
 from enrobe.config import EncoderConfig, HeadConfig
 from enrobe.nn.heads import Model
-from enrobe.train.loop import _peak
+from enrobe.train.stretch import peak as peak_of
 from enrobe.train.losses import masked_lm_loss
 from enrobe.train.work import encoder_flops
 
@@ -171,7 +171,7 @@ def main() -> None:
     lengths = np.full(options.rows, LENGTH)
     head = 2 * masked * shape.hidden_size * (shape.hidden_size + VOCABULARY)
     flops = 3 * (encoder_flops(shape, lengths, read=masked) + head)
-    peak = _peak(torch.device("cuda"), True)
+    peak = peak_of(torch.device("cuda"), True)
     report: dict[str, Any] = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,

@@ -1,12 +1,15 @@
 """What holds for the house as a whole: who imports whom, what is public, what the docs say."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
 import time
 import tomllib
+from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -67,6 +70,29 @@ def test_torch_is_imported_in_its_rooms_alone() -> None:
     for path in FILES:
         if re.search(r"^(import|from) torch", path.read_text(), re.MULTILINE):
             assert room_of(path) in ("nn", "train") or path.name == "torch.py", path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "bench").glob("*.py")), ids=lambda p: p.name)
+def test_benchmarks_call_what_is_there(path: Path) -> None:
+    tree = ast.parse(path.read_text("utf-8"))
+    modules = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "enrobe":
+            try:
+                source = importlib.import_module(node.module or "")
+            except (enrobe.MissingExtraError, ModuleNotFoundError) as error:
+                pytest.skip(str(error))
+            for name in node.names:
+                with suppress(ModuleNotFoundError):
+                    importlib.import_module(f"{node.module}.{name.name}")
+                assert hasattr(source, name.name), f"{node.module} has no {name.name}"
+                found = getattr(source, name.name)
+                if isinstance(found, ModuleType):
+                    modules[name.asname or name.name] = found
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = modules.get(node.value.id)
+            assert module is None or hasattr(module, node.attr), f"{node.value.id}.{node.attr}"
 
 
 def test_public_names_are_sorted_and_complete() -> None:
