@@ -22,8 +22,8 @@ from common import write_report
 
 from enrobe.config import EncoderConfig, HeadConfig
 from enrobe.nn.heads import Model
-from enrobe.train.stretch import peak as peak_of
 from enrobe.train.losses import masked_lm_loss
+from enrobe.train.stretch import peak as peak_of
 from enrobe.train.work import encoder_flops
 
 VOCABULARY, LENGTH, RATE = 50_265, 512, 0.15
