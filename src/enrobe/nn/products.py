@@ -45,17 +45,28 @@ def project_gelu(x_TI: Tensor, module: nn.Module) -> Tensor:
     return _product(kernels, x_TI, [module], gelu=True)[0]
 
 
+def by_matrix(x_TI: Tensor, linear: nn.Linear) -> Tensor:
+    """By a layer's matrix and bias alone, whatever its class does besides. Shapes: as `project`."""
+    kernels = _kernels_of([linear], x_TI)
+    if kernels is not None:
+        return _product(kernels, x_TI, [linear], gelu=False)[0]
+    return _by_torch(x_TI, linear)
+
+
 def kernels_of_products(x: Tensor, modules: Sequence[nn.Module]) -> ModuleType | None:
     """enrobe_native, where it can do all these products side by side and is quicker."""
+    # What is put in a layer's place, as LoRA does, has a forward of its own.
+    linears = [module for module in modules if type(module) is nn.Linear]
+    return _kernels_of(linears, x) if len(linears) == len(modules) else None
+
+
+def _kernels_of(linears: Sequence[nn.Linear], x: Tensor) -> ModuleType | None:
     rows, inputs = x.shape
     if rows not in _ROWS or inputs > _ROWS[-1]:
         return None
-    outputs = 0
-    for module in modules:
-        # What is put in a layer's place, as LoRA does, has a forward of its own.
-        if type(module) is not nn.Linear or module.weight.dtype != torch.float32:
-            return None
-        outputs += module.out_features
+    if any(linear.weight.dtype != torch.float32 for linear in linears):
+        return None
+    outputs = sum(linear.out_features for linear in linears)
     kernels = kernels_for(x)
     fits = outputs <= _ROWS[-1] and kernels is not None and _own_are_quicker(kernels)
     return kernels if fits else None
@@ -147,10 +158,16 @@ class _Product(Function):
 
 
 def _linear(module: nn.Module, x_TI: Tensor) -> Tensor:
-    if type(module) is not nn.Linear or not by_onednn(x_TI, module.weight):
-        result: Tensor = module(x_TI)
-        return result
-    found: Tensor = _Linear.apply(x_TI, module.weight, module.bias)  # type: ignore[no-untyped-call]
+    if type(module) is nn.Linear:
+        return _by_torch(x_TI, module)
+    result: Tensor = module(x_TI)
+    return result
+
+
+def _by_torch(x_TI: Tensor, linear: nn.Linear) -> Tensor:
+    if not by_onednn(x_TI, linear.weight):
+        return F.linear(x_TI, linear.weight, linear.bias)
+    found: Tensor = _Linear.apply(x_TI, linear.weight, linear.bias)  # type: ignore[no-untyped-call]
     return found
 
 

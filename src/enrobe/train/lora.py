@@ -29,6 +29,7 @@ from enrobe.dialects import DIALECTS, checkpoint_names, role
 from enrobe.errors import CallError, nearest, show
 from enrobe.nn.encoder import Encoder
 from enrobe.nn.heads import Model
+from enrobe.nn.products import by_matrix
 from enrobe.train.state import save_arrays
 from enrobe.train.work import model_arrays
 
@@ -94,7 +95,7 @@ class LoraLinear(nn.Linear):
     def forward(self, x_TI: Tensor) -> Tensor:
         """Shapes: (T, I) -> (T, O)."""
         thin_TR = F.linear(F.dropout(x_TI, self.dropout, self.training), self.lora_a)
-        return super().forward(x_TI) + self.scale * F.linear(thin_TR, self.lora_b)
+        return by_matrix(x_TI, self) + self.scale * F.linear(thin_TR, self.lora_b)
 
     @property
     def merged(self) -> Tensor:
