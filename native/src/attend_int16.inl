@@ -47,29 +47,14 @@ void scale_columns(const float* x, size_t stride, size_t rows, size_t d, float l
   }
 }
 
-// As pack_keys.
+// As pack_keys. Scores of keys that are not there are looked at by nobody.
 void pack_key_halves(const float* k, size_t stride, size_t keys, size_t d, const float* factor,
                      int32_t* packed) {
-  constexpr size_t most = 16 * kVectors;
-  for (size_t start = 0; start < keys; start += most) {
-    const size_t left = keys - start;
-    const size_t width = left < most ? (left + 15) / 16 * 16 : most;
-    for (size_t c = 0; c < paired(d); c += 32) {
-      const V low = load(factor + c), high = load(factor + c + 16);
-      for (size_t part = start; part < start + width; part += 16) {
-        V rows[16];
-        for (size_t i = 0; i < 16; ++i) {
-          // Scores of keys that are not there are looked at by nobody.
-          const float* from = k + (part + i < keys ? part + i : keys - 1) * stride + c;
-          rows[i] = Bits<V, I>::of(halves(load(from), low, load(from + 16), high));
-        }
-        turn(rows);
-        for (size_t i = 0; i < 16; ++i)
-          Of<V>::store(packed + (c / 2 + i) * width + part - start, rows[i]);
-      }
-    }
-    packed += width * paired(d) / 2;
-  }
+  pack_strips(keys, paired(d) / 2, packed, [&](size_t key, size_t pair) {
+    const size_t c = 2 * pair;
+    const float* from = k + (key < keys ? key : keys - 1) * stride + c;
+    return Bits<V, I>::of(halves(load(from), load(factor + c), load(from + 16), load(factor + c + 16)));
+  });
 }
 
 // Row r goes with r + 16.

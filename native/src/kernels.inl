@@ -326,26 +326,32 @@ ENROBE_INLINE void turn(V (&rows)[16]) {
     if (!(i & 1)) exchange<1>(rows[i], rows[i + 1]);
 }
 
-// Keys times a factor as strips [d][width]; a strip's last places are zeros where keys end.
-void pack_keys(const float* k, size_t stride, size_t keys, size_t d, float factor, float* packed) {
+// Keys as strips [steps][width], of numbers(key, step) 16 steps at a time; a strip's last keys may be beyond
+// the last one.
+template <typename Number, typename Numbers>
+ENROBE_INLINE void pack_strips(size_t keys, size_t steps, Number* packed, Numbers numbers) {
   constexpr size_t most = 16 * kVectors;
   for (size_t start = 0; start < keys; start += most) {
     const size_t left = keys - start;
     const size_t width = left < most ? (left + 15) / 16 * 16 : most;
-    for (size_t part = 0; part < width; part += 16) {
-      for (size_t c = 0; c < d; c += 16) {
+    for (size_t part = 0; part < width; part += 16)
+      for (size_t step = 0; step < steps; step += 16) {
         V rows[16];
-        for (size_t i = 0; i < 16; ++i)
-          rows[i] = start + part + i < keys
-                        ? load(k + (start + part + i) * stride + c) * splat(factor)
-                        : splat(0.0f);
+        for (size_t i = 0; i < 16; ++i) rows[i] = numbers(start + part + i, step);
         turn(rows);
-        const size_t count = d - c < 16 ? d - c : 16;
-        for (size_t i = 0; i < count; ++i) store(packed + (c + i) * width + part, rows[i]);
+        const size_t count = steps - step < 16 ? steps - step : 16;
+        for (size_t i = 0; i < count; ++i)
+          Of<V>::store(packed + (step + i) * width + part, rows[i]);
       }
-    }
-    packed += width * d;
+    packed += width * steps;
   }
+}
+
+// Keys times a factor; zeros behind the last one.
+void pack_keys(const float* k, size_t stride, size_t keys, size_t d, float factor, float* packed) {
+  pack_strips(keys, d, packed, [&](size_t key, size_t c) {
+    return key < keys ? load(k + key * stride + c) * splat(factor) : splat(0.0f);
+  });
 }
 
 struct Softmax {
