@@ -283,15 +283,15 @@ Block<int8_t> Product::pack(const std::vector<Matrix>& matrices, const Each& eac
 
 void Product::backward(const float* y_grad, const float* y, float* x_grad, float* grad,
                        float* bias_grad, const Each& each) const {
+  if (!kernels_.slice) return backward_floats(y_grad, y, x_grad, grad, bias_grad, each);
   const size_t rows = shape_.rows, inputs = shape_.inputs, outputs = shape_.outputs;
   const size_t parts = shape_.parts;
   const std::vector<float> ones(padded(inputs), 1.0f);
   Block<float> before;
   if (y) before = allocate<float>(rows * outputs);
   // Summed over outputs, each of which has a scale in W.
-  const bool slices = kernels_.slice;
-  Sliced by_row(x_grad && slices ? rows : 0, outputs, parts);
-  if ((x_grad && slices) || y)
+  Sliced by_row(x_grad ? rows : 0, outputs, parts);
+  if (x_grad || y)
     each(ceiling(rows, kRowsAtOnce), [&](size_t part) {
       Slicer slicer(how_, outputs);
       for (size_t row = part * kRowsAtOnce; row < std::min(rows, (part + 1) * kRowsAtOnce); ++row) {
@@ -301,13 +301,12 @@ void Product::backward(const float* y_grad, const float* y, float* x_grad, float
           kernels_.gelu_back(y + row * outputs, from, outputs, to);
           from = to;
         }
-        if (x_grad && slices)
+        if (x_grad)
           slicer(from, scale_, by_row.bytes + row * by_row.stride,
                  by_row.scale + row);
       }
     });
   if (y) y_grad = before.get();
-  if (!slices) return backward_floats(y_grad, x_grad, grad, bias_grad, each);
   if (x_grad)
     multiply(kernels_, how_, by_row, rows, along_outputs_, ones.data(), padded(outputs), inputs,
              nullptr, x_grad, nullptr, each);
@@ -336,9 +335,18 @@ void Product::backward(const float* y_grad, const float* y, float* x_grad, float
            nullptr, each);
 }
 
-void Product::backward_floats(const float* y_grad, float* x_grad, float* grad, float* bias_grad,
-                              const Each& each) const {
+void Product::backward_floats(const float* y_grad, const float* y, float* x_grad, float* grad,
+                              float* bias_grad, const Each& each) const {
   const size_t rows = shape_.rows, inputs = shape_.inputs, outputs = shape_.outputs;
+  Block<float> before;
+  if (y) {
+    before = allocate<float>(rows * outputs);
+    each(rows, [&](size_t row) {
+      const size_t at = row * outputs;
+      kernels_.gelu_back(y + at, y_grad + at, outputs, before.get() + at);
+    });
+    y_grad = before.get();
+  }
   const std::vector<float> no_bias(padded(inputs));
   if (x_grad)
     multiply(kernels_, y_grad, outputs, rows, panels_, outputs, inputs, no_bias.data(), x_grad,

@@ -65,8 +65,8 @@ class Product {
   Block<float> pack_floats(const std::vector<Matrix>& matrices, const Each& each);
   void forward_floats(const float* x, const std::vector<Matrix>& matrices, const float* bias,
                       float* y, float* activated, const Each& each);
-  void backward_floats(const float* y_grad, float* x_grad, float* grad, float* bias_grad,
-                       const Each& each) const;
+  void backward_floats(const float* y_grad, const float* y, float* x_grad, float* grad,
+                       float* bias_grad, const Each& each) const;
 
   const Kernels& kernels_;
   const Shape shape_;
