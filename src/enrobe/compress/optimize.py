@@ -13,6 +13,7 @@ from enrobe.compress.measure import Data, drops
 from enrobe.compress.optimize_report import Choice, OptimizeReport, write_report
 from enrobe.compress.quantize import MAX_DROP, quantize
 from enrobe.compress.timing import time_folder
+from enrobe.engines.base import allowed_processors
 from enrobe.errors import CallError, RefusedError, show
 from enrobe.evaluate.intervals import Interval
 from enrobe.sentence_folder import copy_sentence_files
@@ -111,9 +112,7 @@ def front(choices: Sequence[Choice]) -> list[Choice]:
 
 
 def _counts(threads: Sequence[int]) -> list[int]:
-    there = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    there = allowed_processors()
     if any(type(count) is not int or not 1 <= count <= there for count in threads):
         raise CallError(f"threads are {show(tuple(threads))}; allowed here: from 1 to {there}")
     powers = [2**n for n in range(there.bit_length()) if 2**n <= there]

@@ -91,14 +91,23 @@ class Sums(Protocol):
         """
 
 
-def allowed_threads() -> int:
-    """As many as $OMP_NUM_THREADS says, else as the processors that this process may run on."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    if asked.isdigit() and int(asked):
-        return int(asked)
+def allowed_processors() -> int:
+    """How many this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def allowed_threads() -> int:
+    """As many as $OMP_NUM_THREADS says, else as the processors that this process may run on."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdigit() and int(asked) else allowed_processors()
+
+
+def fewer_threads() -> int | None:
+    """The allowed ones where the machine has more processors; None: an engine takes its own."""
+    count = allowed_threads()
+    return count if count < (os.cpu_count() or 1) else None
 
 
 def check(batch: Ragged, request: Request, at: Ids | None, engine: Engine) -> None:

@@ -1,7 +1,6 @@
 """ONNX Runtime: the engine that needs no PyTorch, and the default on a CPU."""
 
 import functools
-import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,8 +18,8 @@ from enrobe.engines.base import (
     Array,
     Outputs,
     Request,
-    allowed_threads,
     check,
+    fewer_threads,
     picks,
 )
 from enrobe.engines.graph import build
@@ -125,7 +124,7 @@ class OnnxEngine:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         # Left to itself it takes every core, and leaves those that the process is confined to.
-        if (threads := allowed_threads()) < (os.cpu_count() or 1):
+        if (threads := fewer_threads()) is not None:
             options.intra_op_num_threads = threads
         # Weights stay where they are, memory-mapped: nothing is written and nothing copied here.
         values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays]

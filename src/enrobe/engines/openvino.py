@@ -3,7 +3,6 @@
 Legend: see `engines.base`; S longest row.
 """
 
-import os
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +12,7 @@ import openvino
 
 from enrobe.checkpoint import Checkpoint
 from enrobe.config import EncoderConfig, HeadConfig
-from enrobe.engines.base import Array, Outputs, Request, allowed_threads, check
+from enrobe.engines.base import Array, Outputs, Request, check, fewer_threads
 from enrobe.engines.plain_graph import build_request
 from enrobe.text.ragged import Ids, Ragged
 
@@ -74,7 +73,7 @@ class OpenvinoEngine:
                 core = openvino.Core()
                 # Where a processor has bfloat16, OpenVINO would take that.
                 settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-                if (threads := allowed_threads()) < (os.cpu_count() or 1):
+                if (threads := fewer_threads()) is not None:
                     settings["INFERENCE_NUM_THREADS"] = str(threads)
                 model = core.read_model(graph.SerializeToString())
                 self._compiled[request] = core.compile_model(model, "CPU", settings)
