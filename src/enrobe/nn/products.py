@@ -47,7 +47,7 @@ def project_gelu(x_TI: Tensor, module: nn.Module) -> Tensor:
 
 def by_matrix(x_TI: Tensor, linear: nn.Linear) -> Tensor:
     """By a layer's matrix and bias alone, whatever its class does besides. Shapes: as `project`."""
-    kernels = _kernels_of([linear], x_TI)
+    kernels = _kernels_of(x_TI, [linear])
     if kernels is not None:
         return _product(kernels, x_TI, [linear], gelu=False)[0]
     return _by_torch(x_TI, linear)
@@ -57,10 +57,10 @@ def kernels_of_products(x: Tensor, modules: Sequence[nn.Module]) -> ModuleType |
     """enrobe_native, where it can do all these products side by side and is quicker."""
     # What is put in a layer's place, as LoRA does, has a forward of its own.
     linears = [module for module in modules if type(module) is nn.Linear]
-    return _kernels_of(linears, x) if len(linears) == len(modules) else None
+    return _kernels_of(x, linears) if len(linears) == len(modules) else None
 
 
-def _kernels_of(linears: Sequence[nn.Linear], x: Tensor) -> ModuleType | None:
+def _kernels_of(x: Tensor, linears: Sequence[nn.Linear]) -> ModuleType | None:
     rows, inputs = x.shape
     if rows not in _ROWS or inputs > _ROWS[-1]:
         return None
